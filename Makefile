@@ -1,0 +1,65 @@
+# Every command of the project. `make` lists them; the first run of any sets itself up.
+
+PYTHON ?= python3
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+ETCD := $(VENV)/.etcd
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+.PHONY: demo
+demo: $(ETCD) ## start a cluster, play a month of a game's economy, ask both queries, stop
+	$(PY) -m scripts.demo
+
+.PHONY: test
+test: $(ETCD) ## run every test
+	$(PY) -m pytest
+
+.PHONY: check
+check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothing
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/buf lint
+	$(VENV)/bin/buf format --diff --exit-code
+	$(PY) -m scripts.generate_stubs --check
+
+.PHONY: bench
+bench: $(ETCD) ## measure throughput, latency, syncs, disk and memory
+	$(PY) -m scripts.bench
+
+.PHONY: stubs
+stubs: $(INSTALLED) ## generate client/doubloon/v1 from proto/
+	$(PY) -m scripts.generate_stubs
+
+.PHONY: format
+format: $(INSTALLED) ## format the code and the protos, and fix what the linter can
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+	$(VENV)/bin/buf format --write
+
+.PHONY: clean
+clean: ## remove what these commands made, but for a running cluster's data
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The SDK is installed from ./client in the same command as what depends on it, so that pip
+# never looks for a package of that name in a registry.
+$(INSTALLED): pyproject.toml client/pyproject.toml scripts/make_venv.py Makefile
+	@$(PYTHON) scripts/make_venv.py $(VENV)
+	@echo "installing into $(VENV) (a minute or two, once)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e ./client -e '.[dev]'
+	@touch $@
+
+# Tests and demo run against a real etcd.
+$(ETCD): $(INSTALLED) scripts/fetch_etcd.py
+	@$(PY) -m scripts.fetch_etcd
+	@touch $@

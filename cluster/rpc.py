@@ -1,0 +1,349 @@
+"""gRPC as every role uses it: settings with their reasons, and the one place where faults meet it.
+
+Cores and handlers raise `Fault`. `server` puts an interceptor in front of every handler that turns
+a Fault into a gRPC status with a machine-readable `doubloon.v1.Fault` in the trailing metadata, and
+anything unexpected into INTERNAL with one logged traceback. `fault_from_rpc_error` is the way back.
+"""
+
+# grpc's classes are generic only in its type stubs.
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from doubloon.v1 import types_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+FAULT_KEY = "doubloon-fault-bin"
+"""Trailing metadata that carries a serialized `doubloon.v1.Fault`."""
+
+# 8,192 transfers of the largest size (16-byte id, 256 bytes of metadata) are 3 MB; twice that and
+# some is room for a batch's answer, and still small beside a process's memory.
+MESSAGE_BYTES_MAX = 8 * 1024 * 1024
+# One connection with more calls than this in flight is not batching.
+STREAMS_PER_CONNECTION_MAX = 1_024
+# Ours is one id, a deadline and a fault; a token will fit as well. gRPC's own default, on purpose.
+METADATA_BYTES_MAX = 16 * 1024
+# Calls of one process in progress at once, all connections together; above it new ones are answered
+# RESOURCE_EXHAUSTED before they are read. At 8 MiB each this is what bounds the memory of requests.
+CONCURRENT_RPCS_MAX = 2_048
+# A silent peer is noticed within 13 s also when its machine vanished without closing connections.
+KEEPALIVE_TIME_MS = 10_000
+KEEPALIVE_TIMEOUT_MS = 3_000
+# Twice as often as our own clients ping is still polite; past two strikes the connection is closed.
+PING_INTERVAL_MIN_MS = 5_000
+PING_STRIKES_MAX = 2
+# A restarted process is found again within a second: by default gRPC backs off to two minutes.
+RECONNECT_FIRST_MS = 50
+RECONNECT_MAX_MS = 1_000
+# How long calls in progress get to finish when a process is asked to stop: longer than any deadline
+# that our own processes give each other.
+STOP_GRACE_S = 5.0
+
+Options = tuple[tuple[str, Any], ...]
+
+_MESSAGE_OPTIONS: Options = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+)
+
+SERVER_OPTIONS: Options = (
+    *_MESSAGE_OPTIONS,
+    # Two processes on one port must be an error, not a coin toss.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
+    ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),
+)
+
+CHANNEL_OPTIONS: Options = (
+    *_MESSAGE_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", RECONNECT_FIRST_MS),
+    ("grpc.min_reconnect_backoff_ms", RECONNECT_MAX_MS),
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
+    # Processes of one cluster talk to each other directly, whatever `http_proxy` says.
+    ("grpc.enable_http_proxy", 0),
+    # Retries belong to whoever holds the idempotency key, never to the transport.
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config_disable_resolution", 1),
+)
+
+_LOG = structlog.stdlib.get_logger("rpc")
+_STATUS_OF_CODE = {
+    types_pb2.FAULT_CODE_INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
+    types_pb2.FAULT_CODE_FAILED_PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+    types_pb2.FAULT_CODE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    types_pb2.FAULT_CODE_DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    types_pb2.FAULT_CODE_RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    types_pb2.FAULT_CODE_UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+    types_pb2.FAULT_CODE_PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    types_pb2.FAULT_CODE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    types_pb2.FAULT_CODE_OUT_OF_RANGE: grpc.StatusCode.OUT_OF_RANGE,
+    types_pb2.FAULT_CODE_INTERNAL: grpc.StatusCode.INTERNAL,
+}
+_CODE_OF_STATUS = {
+    **{status: code for code, status in _STATUS_OF_CODE.items()},
+    # Statuses that gRPC makes by itself and that the contract has no code for.
+    grpc.StatusCode.CANCELLED: types_pb2.FAULT_CODE_UNAVAILABLE,
+    grpc.StatusCode.ABORTED: types_pb2.FAULT_CODE_UNAVAILABLE,
+    grpc.StatusCode.UNAUTHENTICATED: types_pb2.FAULT_CODE_PERMISSION_DENIED,
+    grpc.StatusCode.ALREADY_EXISTS: types_pb2.FAULT_CODE_FAILED_PRECONDITION,
+    grpc.StatusCode.UNKNOWN: types_pb2.FAULT_CODE_INTERNAL,
+    grpc.StatusCode.DATA_LOSS: types_pb2.FAULT_CODE_INTERNAL,
+}
+# When our own code raises one of these without saying so, something may have happened.
+_INDEFINITE = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+# When gRPC answers one of these without our detail, no handler has run: nothing happened.
+_DEFINITE_WITHOUT_DETAIL = frozenset(
+    {
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    }
+)
+
+
+class Fault(Exception):  # noqa: N818 - the contract's word
+    """Something other than a business "no" went wrong. Never changed after construction.
+
+    (Not a frozen dataclass: Python itself sets `__traceback__` on what is raised.)
+
+    Attributes:
+        code: what kind; programs branch on this.
+        message: for people.
+        field: the request's field at fault, as a path; "" when there is none.
+        index: of the item at fault in the request's list; -1 when the whole call is at fault.
+        topology_version: the answering process's, when the caller's was another; else 0.
+        indefinite: it may or may not have happened. By default what the code suggests.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        field: str = "",
+        index: int = -1,
+        topology_version: int = 0,
+        *,
+        indefinite: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.index = index
+        self.topology_version = topology_version
+        self.indefinite = code in _INDEFINITE if indefinite is None else indefinite
+
+    def __str__(self) -> str:
+        place = f" ({self.field})" if self.field else ""
+        return f"{self.code.name}{place}: {self.message}"
+
+    def to_message(self) -> types_pb2.Fault:
+        """Return the fault as the wire contract spells it."""
+        return types_pb2.Fault(
+            code=_CODE_OF_STATUS[self.code],
+            field=self.field,
+            message=self.message,
+            indefinite=self.indefinite,
+            index=self.index,
+            topology_version=self.topology_version,
+        )
+
+    @classmethod
+    def from_message(cls, message: types_pb2.Fault) -> Self:
+        """Read a fault from the wire; a code that this version does not know becomes INTERNAL."""
+        return cls(
+            _STATUS_OF_CODE.get(message.code, grpc.StatusCode.INTERNAL),
+            message.message,
+            message.field,
+            message.index,
+            message.topology_version,
+            indefinite=message.indefinite,
+        )
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], fault: Fault) -> NoReturn:
+    """End a call with the fault's status, and its detail in the trailing metadata."""
+    await context.abort(
+        fault.code, fault.message, ((FAULT_KEY, fault.to_message().SerializeToString()),)
+    )
+
+
+def fault_from_rpc_error(error: grpc.aio.AioRpcError) -> Fault:
+    """Read back the fault of a failed call; without our detail, indefinite unless nothing ran."""
+    for key, value in error.trailing_metadata() or ():
+        if key == FAULT_KEY and isinstance(value, bytes):
+            return Fault.from_message(types_pb2.Fault.FromString(value))
+    code = error.code()
+    return Fault(
+        code, error.details() or code.name, indefinite=code not in _DEFINITE_WITHOUT_DETAIL
+    )
+
+
+class FaultInterceptor(grpc.aio.ServerInterceptor):
+    """Stands in front of every handler; see the module's docstring."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the method's handler, guarded."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
+            return None
+        method = handler_call_details.method
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                _guard_unary(handler.unary_unary, method), **codec
+            )
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(
+                _guard_unary(handler.stream_unary, method), **codec
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                _guard_stream(handler.unary_stream, method), **codec
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            _guard_stream(handler.stream_stream, method), **codec
+        )
+
+
+def _guard_unary(inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Any:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await inner(request, context)
+        except Exception as error:  # noqa: BLE001 - the one place that answers for everything
+            await _answer(error, context, method)
+
+    return guarded
+
+
+def _guard_stream(inner: Callable[[Any, Any], Any], method: str) -> Any:
+    async def guarded(
+        request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        try:
+            answers = inner(request, context)
+            if hasattr(answers, "__aiter__"):
+                async for answer in answers:
+                    yield answer
+            else:  # a handler in the other style, which writes to the context itself
+                await answers
+        except Exception as error:  # noqa: BLE001 - the one place that answers for everything
+            await _answer(error, context, method)
+
+    return guarded
+
+
+async def _answer(
+    error: Exception, context: grpc.aio.ServicerContext[Any, Any], method: str
+) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):  # the handler has ended the call already
+        raise error
+    if isinstance(error, Fault):
+        await abort(context, error)
+    _LOG.error("handler_failed", method=method, exc_info=error)
+    await abort(context, Fault(grpc.StatusCode.INTERNAL, "internal error; see the server's log"))
+
+
+@dataclass(frozen=True)
+class RpcServer:
+    """A gRPC server with health and reflection.
+
+    Add servicers to `grpc_server`, then `serve`. The health service says NOT_SERVING for every
+    service until then, and again from the moment `stop` begins.
+    """
+
+    grpc_server: grpc.aio.Server
+    health: health.aio.HealthServicer
+    service_names: tuple[str, ...]
+
+    async def serve(self, listen: str) -> str:
+        """Bind, start, declare every service SERVING; return `host:port` as bound.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        port = bind(self.grpc_server, listen)
+        await self.grpc_server.start()
+        await self.set_serving(serving=True)
+        return f"{listen.rpartition(':')[0]}:{port}"
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """Tell the health service's callers whether to send work here."""
+        status = health_pb2.HealthCheckResponse
+        for name in ("", *self.service_names):
+            await self.health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """Declare NOT_SERVING, take no new calls, and give those in progress the grace to end."""
+        await self.health.enter_graceful_shutdown()
+        await self.grpc_server.stop(grace_s)
+
+
+def bind(grpc_server: grpc.aio.Server, listen: str) -> int:
+    """Bind `host:port` without TLS and return the port, chosen by the system when it was 0.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    try:
+        port = grpc_server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {listen}: {error}") from error
+    if port == 0:
+        raise OSError(f"cannot listen on {listen}")
+    return port
+
+
+async def server(
+    service_names: Sequence[str], *, concurrent_rpcs_max: int = CONCURRENT_RPCS_MAX
+) -> RpcServer:
+    """Make a server for the services named in full (`doubloon.v1.WalletService`)."""
+    grpc_server = grpc.aio.server(
+        interceptors=[FaultInterceptor()],
+        options=SERVER_OPTIONS,
+        maximum_concurrent_rpcs=concurrent_rpcs_max,
+    )
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, grpc_server)
+    reflection.enable_server_reflection(
+        (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server
+    )
+    made = RpcServer(grpc_server, servicer, tuple(service_names))
+    await made.set_serving(serving=False)
+    return made
+
+
+def channel(address: str) -> grpc.aio.Channel:
+    """Open a channel to another process: connects when used, and again whenever it must."""
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)

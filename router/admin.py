@@ -1,0 +1,280 @@
+"""`AdminService`: currencies, account status, and how the cluster and this process are doing."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from cluster.membership import (
+    ClusterView,
+    Currency,
+    CurrencyConflict,
+    Member,
+    Membership,
+    MembershipUnavailable,
+)
+from cluster.rpc import Fault
+from doubloon.v1 import admin_service_pb2 as admin
+from doubloon.v1 import admin_service_pb2_grpc, shard_service_pb2, types_pb2
+from router import shards
+from router.routing import CURRENCY_CODE
+from router.service import Context, Deadlines, check_account_id, malformed
+from router.shards import Method, Q, R, ShardPool, target_of
+
+ROLE: Final = "router"
+SCALE_MAX: Final = 18
+CURRENCY_NAME_BYTES_MAX: Final = 64
+REASON_BYTES_MAX: Final = 256
+# A shard node that does not tell its status in two seconds has told it.
+STATUS_DEADLINE_S: Final = 2.0
+# Adding up all balances reads every account of a shard.
+CONSERVATION_DEADLINE_S: Final = 60.0
+# How long the registrar of a currency waits for this router to know it too.
+CURRENCY_SEEN_WAIT_S: Final = 2.0
+# A turn this long delays every call in the process by as much.
+LONG_TURN_US: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    """What a process can tell of itself, measured elsewhere.
+
+    Attributes:
+        id: unique among routers.
+        version: of Doubloon.
+        started_us: when the process started.
+        longest_turn_us: reads the longest turn of the event loop.
+    """
+
+    id: str
+    version: str
+    started_us: int
+    longest_turn_us: Callable[[], int]
+
+
+class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
+    """The handlers of `AdminService`."""
+
+    def __init__(
+        self, membership: Membership, pool: ShardPool, deadlines: Deadlines, process: ProcessFacts
+    ) -> None:
+        self._membership = membership
+        self._pool = pool
+        self._deadlines = deadlines
+        self._process = process
+
+    async def RegisterCurrency(  # noqa: N802 - the contract's name
+        self, request: admin.RegisterCurrencyRequest, context: Context
+    ) -> admin.RegisterCurrencyResponse:
+        """Register a currency, and wait (bounded) until this router takes transfers in it."""
+        if CURRENCY_CODE.fullmatch(request.code) is None:
+            raise malformed("code", "must be 1 … 16 of A-Z, 0-9 and _, a letter first")
+        if request.scale > SCALE_MAX:
+            raise malformed("scale", f"must be 0 … {SCALE_MAX}, is {request.scale}")
+        if len(request.name.encode()) > CURRENCY_NAME_BYTES_MAX:
+            raise malformed("name", f"must be at most {CURRENCY_NAME_BYTES_MAX} bytes")
+        try:
+            async with asyncio.timeout_at(self._deadlines.of(context)):
+                currency = await self._membership.register_currency(
+                    request.code, request.scale, request.name
+                )
+        except CurrencyConflict as conflict:
+            raise Fault(grpc.StatusCode.ALREADY_EXISTS, str(conflict), "code") from conflict
+        except (MembershipUnavailable, TimeoutError) as away:
+            raise Fault(
+                grpc.StatusCode.UNAVAILABLE, "etcd did not say whether it is registered; ask again"
+            ) from away
+        # It is registered in any case; until the watch brings it, transfers hear UNKNOWN_CURRENCY.
+        with suppress(TimeoutError, MembershipUnavailable):
+            await self._membership.wait_for(
+                lambda view: currency.code in view.currencies, CURRENCY_SEEN_WAIT_S
+            )
+        return admin.RegisterCurrencyResponse(currency=_currency(currency))
+
+    async def ListCurrencies(  # noqa: N802 - the contract's name
+        self,
+        request: admin.ListCurrenciesRequest,  # noqa: ARG002 - gRPC's signature
+        context: Context,  # noqa: ARG002 - gRPC's signature
+    ) -> admin.ListCurrenciesResponse:
+        """List what the last known view has."""
+        known = sorted(self._view.currencies.values(), key=lambda currency: currency.number)
+        return admin.ListCurrenciesResponse(currencies=map(_currency, known))
+
+    async def ChangeAccountStatus(  # noqa: N802 - the contract's name
+        self, request: admin.ChangeAccountStatusRequest, context: Context
+    ) -> admin.ChangeAccountStatusResponse:
+        """Forward to the account's shard."""
+        check_account_id(request.account_id, "account_id")
+        if request.status not in _STATUSES:
+            raise malformed("status", f"must be ACTIVE, FROZEN or CLOSED, is {request.status}")
+        if not 1 <= len(request.reason.encode()) <= REASON_BYTES_MAX:
+            raise malformed("reason", f"must be 1 … {REASON_BYTES_MAX} bytes")
+        return await self._pool.call_for_account(
+            request.account_id,
+            shards.CHANGE_ACCOUNT_STATUS,
+            request,
+            self._deadlines.of(context),
+        )
+
+    async def GetClusterStatus(  # noqa: N802 - the contract's name
+        self,
+        request: admin.GetClusterStatusRequest,  # noqa: ARG002 - gRPC's signature
+        context: Context,
+    ) -> admin.GetClusterStatusResponse:
+        """Ask every shard for its status, and show those that do not answer as unreachable."""
+        view = self._view
+        deadline_s = self._within(STATUS_DEADLINE_S, context)
+        topology = view.topology
+        ids = () if topology is None else topology.shards
+        statuses = await asyncio.gather(
+            *(self._status_of(shard_id, view, deadline_s) for shard_id in ids)
+        )
+        return admin.GetClusterStatusResponse(
+            topology_version=0 if topology is None else topology.version,
+            shards=statuses,
+            members=[_member(member) for _, member in sorted(view.members.items())],
+            etcd_connected=self._membership.connected,
+        )
+
+    async def GetProcessHealth(  # noqa: N802 - the contract's name
+        self,
+        request: admin.GetProcessHealthRequest,  # noqa: ARG002 - gRPC's signature
+        context: Context,  # noqa: ARG002 - gRPC's signature
+    ) -> admin.GetProcessHealthResponse:
+        """Tell how this router is doing."""
+        process = self._process
+        longest_turn_us = process.longest_turn_us()
+        return admin.GetProcessHealthResponse(
+            role=ROLE,
+            id=process.id,
+            version=process.version,
+            started_us=process.started_us,
+            longest_turn_us=longest_turn_us,
+            memory_bytes=anonymous_memory_bytes(),
+            checks=self._checks(longest_turn_us),
+        )
+
+    async def CheckConservation(  # noqa: N802 - the contract's name
+        self,
+        request: admin.CheckConservationRequest,
+        context: Context,
+    ) -> admin.CheckConservationResponse:
+        """Add up every shard; without every shard's answer there is none."""
+        topology = self._pool.topology
+        deadline_s = self._within(CONSERVATION_DEADLINE_S, context)
+        answers = await asyncio.gather(
+            *(
+                self._ask(shard_id, shards.CHECK_CONSERVATION, request, deadline_s)
+                for shard_id in topology.shards
+            )
+        )
+        books = [book for answer in answers for book in answer.books]
+        return admin.CheckConservationResponse(
+            books=books, balanced=all(answer.balanced for answer in answers)
+        )
+
+    @property
+    def _view(self) -> ClusterView:
+        view = self._membership.view
+        if view.revision == 0:
+            raise Fault(
+                grpc.StatusCode.UNAVAILABLE, "nothing was read from etcd yet", indefinite=False
+            )
+        return view
+
+    def _within(self, own_s: float, context: Context) -> float:
+        """Return a deadline: our own, or the client's when that is sooner."""
+        return replace(self._deadlines, default_s=own_s, max_s=own_s).of(context)
+
+    async def _ask(self, shard_id: int, method: Method[Q, R], request: Q, deadline_s: float) -> R:
+        return await self._pool.call_located(lambda _: shard_id, method, request, deadline_s)
+
+    async def _status_of(
+        self, shard_id: int, view: ClusterView, deadline_s: float
+    ) -> admin.ShardStatus:
+        shard = view.shards.get(shard_id)
+        unreachable = admin.ShardStatus(
+            shard_id=shard_id,
+            epoch=0 if shard is None else shard.epoch,
+            primary="" if shard is None else shard.primary,
+        )
+        if target_of(view, shard_id) is None:
+            return unreachable
+        request = shard_service_pb2.GetShardStatusRequest()
+        try:
+            answer = await self._ask(shard_id, shards.GET_SHARD_STATUS, request, deadline_s)
+        except Fault:
+            return unreachable  # which is the answer to what was asked
+        answer.status.reachable = True
+        return answer.status
+
+    def _checks(self, longest_turn_us: int) -> list[admin.HealthCheck]:
+        view, connected = self._membership.view, self._membership.connected
+        topology = view.topology
+        unserved = (
+            [shard for shard in topology.shards if view.address_of_shard(shard) is None]
+            if topology
+            else []
+        )
+        return [
+            admin.HealthCheck(
+                name="etcd",
+                healthy=connected,
+                detail="" if connected else "serving on the last known view",
+            ),
+            admin.HealthCheck(
+                name="topology",
+                healthy=topology is not None,
+                detail=f"version {topology.version}" if topology else "waiting for one in etcd",
+            ),
+            admin.HealthCheck(
+                name="shards",
+                healthy=topology is not None and not unserved,
+                detail=f"served by nobody: {unserved}" if unserved else "",
+            ),
+            admin.HealthCheck(
+                name="event_loop",
+                healthy=longest_turn_us < LONG_TURN_US,
+                detail=f"longest turn {longest_turn_us} µs",
+            ),
+        ]
+
+
+_STATUSES: Final = frozenset(
+    {
+        types_pb2.ACCOUNT_STATUS_ACTIVE,
+        types_pb2.ACCOUNT_STATUS_FROZEN,
+        types_pb2.ACCOUNT_STATUS_CLOSED,
+    }
+)
+
+
+def anonymous_memory_bytes() -> int:
+    """Return this process's anonymous resident memory; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    for line in status.read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _currency(currency: Currency) -> admin.Currency:
+    return admin.Currency(
+        code=currency.code, number=currency.number, scale=currency.scale, name=currency.name
+    )
+
+
+def _member(member: Member) -> admin.MemberStatus:
+    return admin.MemberStatus(
+        role=member.role,
+        id=member.id,
+        address=member.address,
+        version=member.version,
+        started_us=member.started_us,
+    )

@@ -1,0 +1,361 @@
+"""How the router reaches shard nodes: the seam, and the pool that finds who serves a shard now.
+
+The pool takes a shard's address from the membership view and keeps one client per shard. Whenever
+the view names another address or epoch for it, the client is replaced and the calls in progress on
+the old one are cut short, so a restarted shard node is found again without anybody's help, also
+when the old process merely hangs.
+
+Everything that a router asks of a shard is safe to ask again: transfers carry their ids, opening
+an account and changing its status are idempotent, the rest are questions. So one rule covers all:
+what failed as UNAVAILABLE is tried again with the same bytes until the caller's deadline, and
+between two tries the pool waits for the view to change rather than polls. Once any try may have
+reached the node, only an answer makes the call definite again.
+"""
+
+import asyncio
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from cluster.membership import ClusterView, Membership, MembershipUnavailable
+from cluster.rpc import Fault
+from cluster.topology import Topology
+from doubloon.v1 import admin_service_pb2 as admin
+from doubloon.v1 import shard_service_pb2 as shard
+from doubloon.v1 import wallet_service_pb2 as wallet
+
+SHARD_KEY: Final = "doubloon-shard"
+"""Metadata of every ShardService call: the shard meant, decimal."""
+TOPOLOGY_VERSION_KEY: Final = "doubloon-topology-version"
+"""Metadata of every ShardService call: the caller's topology version, decimal."""
+
+# A node that restarts in place answers again within some tens of milliseconds; half a second
+# between tries costs the node nothing while it is away for longer.
+BACKOFF_FIRST_S: Final = 0.02
+BACKOFF_MAX_S: Final = 0.5
+# How long to wait for the watch to bring a topology that a shard node has seen already. Watches
+# deliver in milliseconds; one that is reconnecting needs a second or so.
+REFRESH_WAIT_S: Final = 2.0
+# How long to give a shard node whose own watch is behind ours.
+NODE_BEHIND_WAIT_S: Final = 0.1
+# How long calls in progress on a replaced client may still end by themselves.
+REPLACED_GRACE_S: Final = 0.5
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+_LOG = structlog.stdlib.get_logger("shards")
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Q, R]):
+    """One method of ShardService, with the types of its request and response."""
+
+    name: str
+
+
+EXECUTE_TRANSFERS: Final[Method[shard.ExecuteTransfersRequest, shard.ExecuteTransfersResponse]] = (
+    Method("ExecuteTransfers")
+)
+OPEN_ACCOUNTS: Final[Method[wallet.OpenAccountsRequest, wallet.OpenAccountsResponse]] = Method(
+    "OpenAccounts"
+)
+GET_ACCOUNT: Final[Method[wallet.GetAccountRequest, wallet.GetAccountResponse]] = Method(
+    "GetAccount"
+)
+GET_BALANCES: Final[Method[wallet.GetBalancesRequest, wallet.GetBalancesResponse]] = Method(
+    "GetBalances"
+)
+GET_TRANSFER: Final[Method[wallet.GetTransferRequest, wallet.GetTransferResponse]] = Method(
+    "GetTransfer"
+)
+LIST_ENTRIES: Final[Method[wallet.ListEntriesRequest, wallet.ListEntriesResponse]] = Method(
+    "ListEntries"
+)
+GET_FLOWS: Final[Method[wallet.GetFlowsRequest, wallet.GetFlowsResponse]] = Method("GetFlows")
+GET_BALANCE_SERIES: Final[
+    Method[wallet.GetBalanceSeriesRequest, wallet.GetBalanceSeriesResponse]
+] = Method("GetBalanceSeries")
+CHANGE_ACCOUNT_STATUS: Final[
+    Method[admin.ChangeAccountStatusRequest, admin.ChangeAccountStatusResponse]
+] = Method("ChangeAccountStatus")
+CHECK_CONSERVATION: Final[
+    Method[admin.CheckConservationRequest, admin.CheckConservationResponse]
+] = Method("CheckConservation")
+GET_SHARD_STATUS: Final[Method[shard.GetShardStatusRequest, shard.GetShardStatusResponse]] = Method(
+    "GetShardStatus"
+)
+
+
+class ShardClient(Protocol):
+    """A way to one shard node. Calls may run concurrently."""
+
+    async def call(
+        self, method: Method[Q, R], request: Q, topology_version: int, timeout_s: float
+    ) -> R:
+        """Ask the shard node once.
+
+        Raises:
+            Fault: what the node answered; or UNAVAILABLE when it cannot be reached, definite while
+                nothing was sent; or DEADLINE_EXCEEDED past `timeout_s` seconds, indefinite.
+        """
+        ...
+
+    async def close(self, grace_s: float) -> None:
+        """Let calls in progress end by themselves for so long; then fail them, indefinite."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a shard is served. Another epoch at the same address is another target."""
+
+    address: str
+    epoch: int
+
+
+def target_of(view: ClusterView, shard_id: int) -> Target | None:
+    """Return where the view says the shard is served; None = by nobody that is alive."""
+    address = view.address_of_shard(shard_id)
+    return None if address is None else Target(address, view.shards[shard_id].epoch)
+
+
+def remaining_s(deadline_s: float) -> float:
+    """Return the seconds until a deadline given in the running loop's time; may be negative."""
+    return deadline_s - asyncio.get_running_loop().time()
+
+
+def _time_left(deadline_s: float) -> float:
+    left_s = remaining_s(deadline_s)
+    if left_s <= 0:
+        raise Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "no time left to ask", indefinite=False)
+    return left_s
+
+
+class ShardPool:
+    """Calls shards, wherever they are.
+
+    Deadlines are in the running loop's time.
+
+    Args:
+        membership: whose view names the shards' addresses.
+        connect: makes a client for (shard id, address); no I/O yet.
+        rng: for the jitter of retries.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        connect: Callable[[int, str], ShardClient],
+        rng: random.Random,
+    ) -> None:
+        self._membership = membership
+        self._connect = connect
+        self._rng = rng
+        self._clients: dict[int, tuple[Target, ShardClient]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def topology(self) -> Topology:
+        """The last known topology.
+
+        Raises:
+            Fault: UNAVAILABLE, definite: none is known yet.
+        """
+        topology = self._membership.view.topology
+        if topology is None:
+            raise Fault(
+                grpc.StatusCode.UNAVAILABLE, "this router knows no topology yet", indefinite=False
+            )
+        return topology
+
+    async def follow(self) -> None:
+        """Replace clients as the view changes; runs until the membership is closed."""
+        version = 0
+        async for view in self._membership.watch():
+            if view.topology is not None and view.topology.version != version:
+                version = view.topology.version
+                _LOG.info("topology", version=version, shards=len(view.topology.shards))
+            for shard_id, (target, _) in list(self._clients.items()):
+                # A member that is gone may only have lost its lease: it is called until replaced.
+                if target_of(view, shard_id) not in {target, None}:
+                    self._drop(shard_id)
+
+    async def call(
+        self,
+        shard_id: int,
+        method: Method[Q, R],
+        request: Q,
+        topology_version: int,
+        deadline_s: float,
+    ) -> R:
+        """Ask a shard, again while it is unavailable, until the deadline.
+
+        Raises:
+            Fault: the last try's; indefinite when any try may have reached the node.
+        """
+        backoff_s = BACKOFF_FIRST_S
+        reached = False
+        while True:
+            target = target_of(self._membership.view, shard_id)
+            try:
+                client = self._client(shard_id, target)
+                return await client.call(method, request, topology_version, _time_left(deadline_s))
+            except Fault as fault:
+                reached = reached or fault.indefinite
+                last = fault
+            if _is_worth_retrying(last) and not self._closed:
+                # Without a target there is nothing to try until the view changes.
+                pause_s = backoff_s * self._rng.uniform(0.5, 1.0) if target else math.inf
+                await self._wait_for_another(shard_id, target, pause_s, deadline_s)
+                backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+                if remaining_s(deadline_s) > 0:
+                    continue
+            raise as_indefinite(last) if reached else last
+
+    async def execute_transfers(
+        self,
+        shard_id: int,
+        bodies: bytes,
+        metadata: bytes,
+        topology_version: int,
+        deadline_s: float,
+    ) -> bytes:
+        """Have a shard execute packed transfers; return their packed results.
+
+        Raises:
+            Fault: as `call`.
+        """
+        request = shard.ExecuteTransfersRequest(bodies=bodies, metadata=metadata)
+        response = await self.call(
+            shard_id, EXECUTE_TRANSFERS, request, topology_version, deadline_s
+        )
+        return response.results
+
+    async def call_for_account(
+        self, account_id: int, method: Method[Q, R], request: Q, deadline_s: float
+    ) -> R:
+        """Ask the shard of an account; once more when the topology turns out to be another.
+
+        Raises:
+            Fault: as `call`.
+        """
+        return await self.call_located(
+            lambda topology: topology.shard_of(account_id), method, request, deadline_s
+        )
+
+    async def call_located(
+        self,
+        locate: Callable[[Topology], int],
+        method: Method[Q, R],
+        request: Q,
+        deadline_s: float,
+    ) -> R:
+        """Ask the shard that a topology names; once more when the topology turns out to be another.
+
+        Raises:
+            Fault: as `call`.
+        """
+        topology = self.topology
+        try:
+            return await self.call(locate(topology), method, request, topology.version, deadline_s)
+        except Fault as fault:
+            if not is_stale(fault, topology.version):
+                raise
+            earlier = fault
+        await self.refresh(earlier, deadline_s)
+        topology = self.topology
+        try:
+            return await self.call(locate(topology), method, request, topology.version, deadline_s)
+        except Fault as fault:
+            raise as_indefinite(fault) if earlier.indefinite else fault from None
+
+    async def refresh(self, fault: Fault, deadline_s: float) -> None:
+        """Wait, bounded, until this process has seen the topology that a shard node told of."""
+        told = fault.topology_version
+        left_s = max(0.0, remaining_s(deadline_s))
+        if told < self.topology.version:
+            await asyncio.sleep(min(NODE_BEHIND_WAIT_S, left_s))
+            return
+        await self._wait_for(
+            lambda view: view.topology is not None and view.topology.version >= told,
+            min(REFRESH_WAIT_S, left_s),
+        )
+
+    async def close(self, grace_s: float) -> None:
+        """Close every client; calls in progress then fail, and nothing is tried again."""
+        self._closed = True
+        for shard_id in list(self._clients):
+            self._drop(shard_id, grace_s)
+        await asyncio.gather(*self._closing)
+
+    def _client(self, shard_id: int, target: Target | None) -> ShardClient:
+        if target is None:
+            raise Fault(
+                grpc.StatusCode.UNAVAILABLE, f"nobody serves shard {shard_id}", indefinite=False
+            )
+        known = self._clients.get(shard_id)
+        if known is not None and known[0] == target:
+            return known[1]
+        if known is not None:
+            self._drop(shard_id)
+        client = self._connect(shard_id, target.address)
+        self._clients[shard_id] = (target, client)
+        return client
+
+    def _drop(self, shard_id: int, grace_s: float = REPLACED_GRACE_S) -> None:
+        target, client = self._clients.pop(shard_id)
+        _LOG.info("shard_left", shard=shard_id, address=target.address, epoch=target.epoch)
+        task = asyncio.get_running_loop().create_task(client.close(grace_s))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _wait_for_another(
+        self, shard_id: int, target: Target | None, pause_s: float, deadline_s: float
+    ) -> None:
+        """Wait until the shard is served elsewhere, the pause is over, or the deadline has come."""
+        await self._wait_for(
+            lambda view: target_of(view, shard_id) not in {target, None},
+            max(0.0, min(pause_s, remaining_s(deadline_s))),
+        )
+
+    async def _wait_for(self, predicate: Callable[[ClusterView], bool], timeout_s: float) -> None:
+        """Wait for a view; who waited looks at the view again, so the time-out is no news."""
+        try:
+            await self._membership.wait_for(predicate, timeout_s)
+        except (TimeoutError, MembershipUnavailable):
+            return
+
+
+def is_stale(fault: Fault, topology_version: int) -> bool:
+    """Return whether a shard node refused a call because it has another topology."""
+    return fault.code is grpc.StatusCode.FAILED_PRECONDITION and fault.topology_version not in {
+        0,
+        topology_version,
+    }
+
+
+def as_indefinite(fault: Fault) -> Fault:
+    """Return the fault, said to be indefinite."""
+    return Fault(
+        fault.code,
+        fault.message,
+        fault.field,
+        fault.index,
+        fault.topology_version,
+        indefinite=True,
+    )
+
+
+def _is_worth_retrying(fault: Fault) -> bool:
+    """Whether another try may help: nobody was there, or (a reused port) another shard's node."""
+    return fault.code is grpc.StatusCode.UNAVAILABLE or (
+        fault.code is grpc.StatusCode.FAILED_PRECONDITION and fault.field == SHARD_KEY
+    )

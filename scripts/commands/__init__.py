@@ -1,0 +1,1 @@
+"""The subcommands of `doubloon`, one module for each family."""

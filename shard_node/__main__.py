@@ -1,0 +1,244 @@
+"""`python -m shard_node`: the process that serves one shard."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.metadata
+import os
+import socket
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+import structlog
+
+from cluster import rpc, runtime
+from cluster.clock import WallClock
+from cluster.config import CommonConfig, server_options
+from cluster.etcd_membership import EtcdMembership
+from cluster.logs import configure
+from cluster.membership import (
+    SHARD_NODE_ROLE,
+    Member,
+    Membership,
+    MembershipUnavailable,
+    join_patiently,
+)
+from doubloon.v1 import shard_service_pb2_grpc
+from shard_node import startup
+from shard_node.currencies import Currencies
+from shard_node.engine import Limits
+from shard_node.records import DamagedLogError, LogIdentity, cluster_id_of
+from shard_node.service import ShardServicer
+from shard_node.state import DamagedStateError
+from shard_node.status import ProcessFacts, StatusReporter
+from shard_node.verify import verify_history
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from shard_node.checkpointer import StateWriter
+    from shard_node.engine import Engine
+
+SERVICES: Final = ("doubloon.v1.ShardService",)
+MEBIBYTE: Final = 1024 * 1024
+
+REMINDER_S: Final = 10.0
+"""How long to wait before saying again what is waited for."""
+
+GC_THRESHOLDS: Final = (20_000, 20, 100)
+"""Objects that survive the start are frozen; collections of the rest must stay short and rare,
+since a collection stalls the event loop, and nothing here makes cycles by the transfer."""
+
+_LOG = structlog.stdlib.get_logger(SHARD_NODE_ROLE)
+
+
+@click.command(help="Serve one shard.")
+@server_options
+@click.option("--shard", "shard_id", type=click.IntRange(1, 65_535), required=True)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The folder for this shard's log and state.",
+)
+@click.option("--id", "member_id", default="", help="Unique among shard nodes; made up if absent.")
+@click.option("--verify-all", is_flag=True, help="Check the whole history before serving.")
+@click.option(
+    "--accounts-cached",
+    type=click.IntRange(1),
+    default=Limits.accounts_max,
+    show_default=True,
+    help="Accounts kept in memory besides those changed since the latest checkpoint.",
+)
+@click.option(
+    "--checkpoint-rows",
+    type=click.IntRange(1),
+    default=Limits.checkpoint_rows,
+    show_default=True,
+    help="Changed accounts plus new keys after which a checkpoint is taken.",
+)
+@click.option(
+    "--log-map-mib",
+    type=click.IntRange(1),
+    default=Limits.log_map_bytes // MEBIBYTE,
+    show_default=True,
+    help="The most that the log may grow to.",
+)
+@click.option(
+    "--state-map-mib",
+    type=click.IntRange(1),
+    default=Limits.state_map_bytes // MEBIBYTE,
+    show_default=True,
+    help="The most that the state may grow to.",
+)
+def main(
+    config: CommonConfig,
+    shard_id: int,
+    data: Path,
+    member_id: str,
+    accounts_cached: int,
+    checkpoint_rows: int,
+    log_map_mib: int,
+    state_map_mib: int,
+    *,
+    verify_all: bool,
+) -> None:
+    """Read the options and serve until told to stop."""
+    member_id = member_id or f"{socket.gethostname()}-{os.getpid()}"
+    configure(SHARD_NODE_ROLE, member_id, config.log_format)
+    limits = Limits(
+        accounts_max=accounts_cached,
+        checkpoint_rows=checkpoint_rows,
+        log_map_bytes=log_map_mib * MEBIBYTE,
+        state_map_bytes=state_map_mib * MEBIBYTE,
+    )
+    identity = LogIdentity(cluster_id_of(config.cluster), shard_id)
+    runtime.run(lambda stop: serve(config, identity, data, member_id, limits, stop, verify_all))
+
+
+async def serve(
+    config: CommonConfig,
+    identity: LogIdentity,
+    data: Path,
+    member_id: str,
+    limits: Limits,
+    stop: asyncio.Event,
+    verify_all: bool,  # noqa: FBT001 - an option, handed on
+) -> None:
+    """Recover, claim the shard, serve until `stop`, then leave a fresh checkpoint behind."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    started_us = WallClock().now_us()
+    version = importlib.metadata.version("doubloon-server")
+    try:
+        lock_fd = startup.lock_folder(data)
+    except startup.FolderInUseError as error:
+        raise runtime.StartRefused(str(error)) from error
+    writer = await startup.start_writer(data, identity, limits, lock_fd)  # before gRPC: it forks
+    membership = await EtcdMembership.open(config.etcd, config.cluster, config.etcd_tls)
+    try:
+        epoch = await claim(membership, identity.shard_id, member_id, stop)
+        if epoch is None:
+            return
+        engine = recover_engine(data, identity, epoch, limits, writer, verify_all=verify_all)
+        await engine.start(epoch)
+        gc.freeze()
+        monitor = runtime.LoopMonitor()
+        monitor.start()
+        facts = ProcessFacts(member_id, version, started_us, epoch)
+        status = StatusReporter(engine, membership, facts, monitor)
+        servicer = ShardServicer(
+            engine, Currencies(membership), status, lambda: topology_version(membership)
+        )
+        server = await rpc.server(SERVICES)
+        shard_service_pb2_grpc.add_ShardServiceServicer_to_server(servicer, server.grpc_server)
+        address = config.address(await server.serve(config.listen))
+        member = Member(SHARD_NODE_ROLE, member_id, address, version, started_us)
+        joining = asyncio.create_task(join_patiently(membership, member))
+        _LOG.info("serving", address=address, shard=identity.shard_id, epoch=epoch, version=version)
+        await stopped_or_superseded(membership, identity.shard_id, epoch, stop)
+        joining.cancel()
+        await membership.leave()
+        await server.stop()
+        await engine.stop()
+        monitor.stop()
+    finally:
+        await writer.close()
+        await membership.close()
+
+
+def recover_engine(
+    data: Path,
+    identity: LogIdentity,
+    epoch: int,
+    limits: Limits,
+    writer: StateWriter,
+    *,
+    verify_all: bool,
+) -> Engine:
+    """Open and verify the data folder; refuse to start on anything that is not as written."""
+    try:
+        if verify_all:
+            verify_history(data, identity, limits)
+        return startup.open_engine(data, identity, epoch, limits, WallClock(), writer, end_process)
+    except (DamagedLogError, DamagedStateError) as error:
+        raise runtime.StartRefused(str(error)) from error
+
+
+async def claim(
+    membership: Membership, shard_id: int, member_id: str, stop: asyncio.Event
+) -> int | None:
+    """Wait for a topology with this shard and become its primary; None = told to stop first."""
+    while not stop.is_set():
+        waiting_for = f"a topology with shard {shard_id} to be created in etcd"
+        try:
+            await membership.wait_for(
+                lambda view: view.topology is not None and shard_id in view.topology.shards,
+                REMINDER_S,
+            )
+            if epoch := await membership.claim_shard(shard_id, member_id):
+                return epoch
+        except TimeoutError:
+            _LOG.warning("waiting", waiting_for=waiting_for)
+        except MembershipUnavailable as error:
+            _LOG.warning("waiting", waiting_for="etcd", reason=str(error))
+    return None
+
+
+async def stopped_or_superseded(
+    membership: Membership, shard_id: int, epoch: int, stop: asyncio.Event
+) -> None:
+    """Return when told to stop; end the process when a later epoch has the shard."""
+    watching = asyncio.create_task(superseded(membership, shard_id, epoch))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if watching.done() and not stop.is_set():
+        runtime.fatal("another shard node has claimed this shard", epoch=epoch)
+    watching.cancel()
+    stopping.cancel()
+
+
+async def superseded(membership: Membership, shard_id: int, epoch: int) -> None:
+    """Return when a later epoch has the shard."""
+    async for view in membership.watch():
+        shard = view.shards.get(shard_id)
+        if shard is not None and shard.epoch > epoch:
+            return
+
+
+def topology_version(membership: Membership) -> int:
+    """The version of the topology that this node knows; 0 = none."""
+    topology = membership.view.topology
+    return topology.version if topology else 0
+
+
+def end_process(error: BaseException) -> NoReturn:
+    """Durability is in doubt: the only way on is recovery from the log."""
+    trace = "".join(traceback.format_exception(error))
+    runtime.fatal(f"{type(error).__name__}: {error}", trace=trace)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Writing checkpoints without stalling the event loop: a child process does it.
+
+An LMDB write transaction of a hundred thousand rows makes as many short calls, each of which gives
+up the interpreter and has to win it back from a busy event loop; done on a thread that takes
+minutes under load, done on the loop it stalls it. A child process has an interpreter of its own.
+The node sends it the rows of a draft in slices, then the checkpoint's name; it sorts them, adds the
+keys that it reads from the log's durable blocks itself, commits, and says so.
+
+The seam is `StateWriter`; `LocalStateWriter` does the same in the calling process, for recovery at
+start-up, for tools and for tests. The child dies with its node (its standard input ends), and holds
+the node's lock on the data folder for as long as it lives, so a new node never opens a state that
+an old child is still writing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import signal
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from shard_node.log import LmdbLog
+from shard_node.records import LogIdentity
+from shard_node.state import StateFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shard_node.log import Log
+    from shard_node.state import Checkpoint, Row
+
+_FRAME: Final = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointReport:
+    """What a committed checkpoint was.
+
+    Attributes:
+        rows: rows of accounts and periods written.
+        seconds: from the commit's being asked for to its being durable.
+        state_bytes: the state's size after it.
+    """
+
+    rows: int
+    seconds: float
+    state_bytes: int
+
+
+class StateWriter(Protocol):
+    """Takes a checkpoint's rows, then commits them all at once."""
+
+    async def put(self, accounts: list[Row], periods: list[Row]) -> None:
+        """Some rows of the checkpoint that is being taken; waits while the writer is behind."""
+        ...
+
+    async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
+        """Commits all rows put since the last commit; durable when it returns.
+
+        When it raises, nobody knows whether it is: the process must end and recover from the log.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends; what was put and not committed is dropped."""
+        ...
+
+
+class WritesCheckpoints(Protocol):
+    """What `LocalStateWriter` commits to: `StateFile` or `MemoryState`."""
+
+    def write_checkpoint(
+        self, log: Log, accounts: Iterable[Row], periods: Iterable[Row], checkpoint: Checkpoint
+    ) -> None:
+        """See `StateFile`."""
+        ...
+
+    def used_bytes(self) -> int:
+        """See `StateFile`."""
+        ...
+
+
+class CheckpointFailedError(Exception):
+    """The child ended before it said that the checkpoint is durable."""
+
+
+class LocalStateWriter:
+    """Writes checkpoints in the calling process, holding it up for as long as that takes."""
+
+    def __init__(self, file: WritesCheckpoints, log: Log) -> None:
+        self._file = file
+        self._log = log
+        self._accounts: list[Row] = []
+        self._periods: list[Row] = []
+
+    async def put(self, accounts: list[Row], periods: list[Row]) -> None:
+        """See `StateWriter`."""
+        self.add(accounts, periods)
+
+    async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
+        """See `StateWriter`."""
+        return self.write(checkpoint)
+
+    async def close(self) -> None:
+        """See `StateWriter`."""
+
+    def add(self, accounts: list[Row], periods: list[Row]) -> None:
+        """As `put`."""
+        self._accounts += accounts
+        self._periods += periods
+
+    def write(self, checkpoint: Checkpoint) -> CheckpointReport:
+        """As `commit`."""
+        started = time.monotonic()
+        rows = len(self._accounts) + len(self._periods)
+        self._log.refresh()
+        self._file.write_checkpoint(self._log, self._accounts, self._periods, checkpoint)
+        self._accounts, self._periods = [], []
+        return CheckpointReport(rows, time.monotonic() - started, self._file.used_bytes())
+
+
+class ChildStateWriter:
+    """Writes checkpoints in a child process. Make it with `start`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin, "the child is started with pipes"
+        assert process.stdout, "the child is started with pipes"
+        self._process = process
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    @classmethod
+    async def start(
+        cls, data: Path, identity: LogIdentity, map_bytes: int, lock_fd: int
+    ) -> ChildStateWriter:
+        """Starts the child; before gRPC, whose threads do not survive a fork.
+
+        Args:
+            data: the node's data folder, with `log` and `state` in it.
+            identity: whose log it is.
+            map_bytes: the state's map size.
+            lock_fd: the open file that holds the lock on the data folder; inherited.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "shard_node.checkpointer",
+            str(data),
+            identity.cluster_id.hex(),
+            str(identity.shard_id),
+            str(map_bytes),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            pass_fds=(lock_fd,),
+        )
+        return cls(process)
+
+    async def put(self, accounts: list[Row], periods: list[Row]) -> None:
+        """See `StateWriter`."""
+        await self._send((accounts, periods))
+
+    async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
+        """See `StateWriter`."""
+        await self._send(checkpoint)
+        try:
+            (length,) = _FRAME.unpack(await self._stdout.readexactly(_FRAME.size))
+            report = await self._stdout.readexactly(length)
+        except asyncio.IncompleteReadError as error:
+            raise CheckpointFailedError("the checkpointing process ended") from error
+        return CheckpointReport(*pickle.loads(report))  # noqa: S301 - from our own child
+
+    async def close(self) -> None:
+        """See `StateWriter`. May be called again."""
+        self._stdin.close()
+        await self._process.wait()
+
+    async def _send(self, message: object) -> None:
+        frame = pickle.dumps(message)
+        self._stdin.write(_FRAME.pack(len(frame)) + frame)
+        try:
+            await self._stdin.drain()
+        except ConnectionError as error:
+            raise CheckpointFailedError("the checkpointing process ended") from error
+
+
+def main(arguments: list[str]) -> None:
+    """The child: reads frames until its standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the node's to handle
+    data, cluster_id, shard_id, map_bytes = arguments
+    identity = LogIdentity(bytes.fromhex(cluster_id), int(shard_id))
+    file: StateFile | None = None
+    writer: LocalStateWriter | None = None
+    while (message := _receive()) is not None:
+        if file is None or writer is None:
+            # Only now: until a first checkpoint is taken the log may not exist yet.
+            file = StateFile(Path(data) / "state", int(map_bytes))
+            log = LmdbLog(Path(data) / "log", identity, 0, 0, read_only=True)
+            writer = LocalStateWriter(file, log)
+        if isinstance(message, tuple):
+            writer.add(*message)
+        else:
+            report = writer.write(message)
+            frame = pickle.dumps((report.rows, report.seconds, report.state_bytes))
+            sys.stdout.buffer.write(_FRAME.pack(len(frame)) + frame)
+            sys.stdout.buffer.flush()
+
+
+def _receive() -> Any:
+    head = sys.stdin.buffer.read(_FRAME.size)
+    if len(head) < _FRAME.size:
+        return None
+    (length,) = _FRAME.unpack(head)
+    frame = sys.stdin.buffer.read(length)
+    return pickle.loads(frame) if len(frame) == length else None  # noqa: S301 - from our own parent
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,115 @@
+"""Group commit: makes blocks durable off the event loop, then lets go of who waits for them.
+
+While one append is being synced, the next block fills; when the sync returns, everything gathered
+goes into the next append. So under load a sync is shared by all that came meanwhile, and a lone
+command waits for one sync and for no timer. One append at a time, on one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shard_node.log import Log
+    from shard_node.records import BlockDraft
+
+APPEND_BLOCKS_MAX: Final = 64
+"""Blocks in one append. At half a mebibyte each this bounds what one sync writes to 32 MiB."""
+
+
+class Committer:
+    """Appends blocks to a log and tells what is durable. All methods are for the event loop.
+
+    Args:
+        log: where the blocks go.
+        take: seals what has gathered and hands over sealed blocks, oldest first, at most so many.
+        on_durable: called after each append, before anybody who waits is let go.
+        on_fatal: called with the error of an append; must end the process.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        take: Callable[[int], list[BlockDraft]],
+        on_durable: Callable[[], None],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._log = log
+        self._take = take
+        self._on_durable = on_durable
+        self._on_fatal = on_fatal
+        self._thread = ThreadPoolExecutor(1, "committer")
+        self._work = asyncio.Event()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._stopping = False
+        self.durable_sequence = log.last.draft.last_sequence if log.last else 0
+        self.appends = 0
+
+    def kick(self) -> None:
+        """There is, or may be, something to append."""
+        self._work.set()
+
+    async def durable(self, sequence: int) -> None:
+        """Returns once every record up to this one is durable."""
+        if sequence > self.durable_sequence:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.when_durable(sequence, future)
+            await future
+
+    def when_durable(self, sequence: int, future: asyncio.Future[None]) -> None:
+        """Resolves the future once every record up to this one is durable."""
+        if sequence <= self.durable_sequence:
+            _resolve(future)
+            return
+        waiting = self._waiting
+        at = len(waiting)
+        while at and waiting[at - 1][0] > sequence:  # nearly always the last place at once
+            at -= 1
+        waiting.insert(at, (sequence, future))
+        self.kick()
+
+    async def run(self) -> None:
+        """Appends until `stop`; ends when everything taken is durable."""
+        loop = asyncio.get_running_loop()
+        while True:
+            blocks = self._take(APPEND_BLOCKS_MAX)
+            if not blocks:
+                if self._stopping:
+                    return
+                self._work.clear()
+                await self._work.wait()
+                continue
+            try:
+                await loop.run_in_executor(self._thread, self._log.append, blocks)
+            except Exception as error:  # noqa: BLE001 - whatever it is, durability is unknown
+                self._on_fatal(error)
+                return
+            self.appends += 1
+            self.durable_sequence = blocks[-1].last_sequence
+            self._log.refresh()
+            self._on_durable()
+            self._release()
+
+    def stop(self) -> None:
+        """Makes `run` end after what has gathered is durable."""
+        self._stopping = True
+        self._work.set()
+
+    def close(self) -> None:
+        """Ends the thread; after `run` has ended."""
+        self._thread.shutdown()
+
+    def _release(self) -> None:
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= self.durable_sequence:
+            _resolve(waiting.popleft()[1])
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():  # who waited may have gone away
+        future.set_result(None)

@@ -1,0 +1,326 @@
+"""Answers from an account's history: totals at any instant, hourly series, statements.
+
+Everything rests on one primitive, `totals_at`: seek the period that an instant falls into, take its
+sums, and walk back over its entries that are later, 128 at the most. From two of these come exact
+flows over any window; from one range read of periods, the hourly series; from the periods and the
+chains of entries behind them, statements in either order.
+
+An `AccountHistory` joins what memory has of an account's periods (the current one and those that no
+committed checkpoint has) with what the state has. It is read within one turn of the event loop,
+after the engine has fixed the instant and waited for the account to be durable.
+"""
+
+from __future__ import annotations
+
+import heapq
+import struct
+from bisect import bisect_left
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
+
+from shard_node.books import HOUR_US
+from shard_node.errors import BadRequestError
+from shard_node.records import TransferRecord, unpack_transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shard_node.books import Account, Period
+    from shard_node.ledger import Ledger
+    from shard_node.store import Store
+
+SERIES_CHUNK: Final = 64
+"""Periods read at a time: a month of an ordinary account is a dozen such chunks."""
+
+SERIES_PERIODS_PER_HOUR: Final = 4
+"""After so many periods of one hour a series seeks to the hour's end instead of reading on: a busy
+hour has up to 100,000 / 128 of them, and only the last matters."""
+
+_TOKEN: Final = struct.Struct(">qQ8s")
+_END_OF_TIME_US: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """An account's lifetime sums in one currency up to an instant, that instant's entries included.
+
+    Attributes:
+        incoming, outgoing: minor units; they may pass 64 bits.
+        incoming_count, outgoing_count: entries.
+        last_time_us: the latest entry's time; 0 = no entry yet.
+    """
+
+    incoming: int = 0
+    outgoing: int = 0
+    incoming_count: int = 0
+    outgoing_count: int = 0
+    last_time_us: int = 0
+
+    @property
+    def balance_minor(self) -> int:
+        """The balance at that instant."""
+        return self.incoming - self.outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One account's side of a transfer.
+
+    Attributes:
+        sequence: its record.
+        transfer: the record.
+        metadata: the transfer's.
+        incoming: whether the account was paid.
+        time_us: when it was posted on this account.
+        balance_minor: the account's balance after it.
+        previous: the record of the account's entry before in this currency; 0 = it is the first.
+    """
+
+    sequence: int
+    transfer: TransferRecord
+    metadata: bytes
+    incoming: bool
+    time_us: int
+    balance_minor: int
+    previous: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hour:
+    """One hour of a series; amounts in minor units."""
+
+    start_us: int
+    balance_minor: int
+    incoming: int
+    outgoing: int
+
+
+class AccountHistory:
+    """An account's entries in one currency."""
+
+    def __init__(self, ledger: Ledger, store: Store, account: Account, currency: int) -> None:
+        self.account_id = account.account_id
+        self.currency = currency
+        self._ledger = ledger
+        self._state = store.state
+        balance = account.balances.get(currency)
+        current = balance.current() if balance else None
+        self._recent = [*balance.closed, current] if balance and current else []
+        self._starts = [(each.start_us, each.first_sequence) for each in self._recent]
+
+    def totals_at(self, instant_us: int) -> Totals:
+        """The sums up to an instant. At most one seek and 128 entries."""
+        period = self.period_before(instant_us + 1, 0)
+        if period is None:
+            return Totals()
+        incoming = period.incoming_before + period.incoming
+        outgoing = period.outgoing_before + period.outgoing
+        incoming_count = period.incoming_count_before + period.incoming_count
+        outgoing_count = period.outgoing_count_before + period.outgoing_count
+        last_us = period.last_time_us
+        if last_us > instant_us:
+            for leg in self.back_from(period.last_sequence):
+                last_us = leg.time_us
+                if last_us <= instant_us:
+                    break
+                if leg.incoming:
+                    incoming -= leg.transfer.amount_minor
+                    incoming_count -= 1
+                else:
+                    outgoing -= leg.transfer.amount_minor
+                    outgoing_count -= 1
+        return Totals(incoming, outgoing, incoming_count, outgoing_count, last_us)
+
+    def series(self, first_hour_us: int, to_us: int) -> tuple[int, list[Hour]]:
+        """The opening balance, and each hour from `first_hour_us` to the one `to_us` is in."""
+        opening = before = self.totals_at(first_hour_us - 1)
+        ends = self._hour_ends(first_hour_us, to_us)
+        ends[to_us - to_us % HOUR_US] = self.totals_at(to_us)
+        hours = []
+        for start_us in range(first_hour_us, to_us + 1, HOUR_US):
+            end = ends.get(start_us, before)
+            incoming, outgoing = end.incoming - before.incoming, end.outgoing - before.outgoing
+            hours.append(Hour(start_us, end.balance_minor, incoming, outgoing))
+            before = end
+        return opening.balance_minor, hours
+
+    def back_from(self, sequence: int) -> Iterator[Leg]:
+        """The entry of this record, and those before it, latest first, to the very first."""
+        while sequence:
+            leg = self._leg(sequence)
+            yield leg
+            sequence = leg.previous
+
+    def newest_first(self, time_us: int, sequence: int) -> Iterator[Leg]:
+        """The entries before (time, sequence), latest first."""
+        period = self.period_before(time_us, sequence)
+        if period is not None:
+            for leg in self.back_from(period.last_sequence):
+                if (leg.time_us, leg.sequence) < (time_us, sequence):
+                    yield leg
+
+    def oldest_first(self, time_us: int, sequence: int) -> Iterator[Leg]:
+        """The entries from (time, sequence) on, earliest first. Keeps one period's at a time."""
+        period = self.period_before(time_us, sequence)
+        start = (time_us, sequence) if period is None else (period.start_us, period.first_sequence)
+        while periods := self.periods(*start, 1):
+            period = periods[0]
+            for leg in reversed(self._legs_of(period)):
+                if (leg.time_us, leg.sequence) >= (time_us, sequence):
+                    yield leg
+            start = (period.start_us, period.first_sequence + 1)
+
+    def period_before(self, time_us: int, sequence: int) -> Period | None:
+        """The last period whose (start, first sequence) is below (time, sequence)."""
+        at = bisect_left(self._starts, (time_us, sequence)) - 1
+        if at >= 0:
+            return self._recent[at]
+        return self._state.period_before(self.account_id, self.currency, time_us, sequence)
+
+    def periods(self, time_us: int, sequence: int, count: int) -> list[Period]:
+        """The next periods from (start, first sequence) = (time, sequence) on, at most so many."""
+        at = bisect_left(self._starts, (time_us, sequence))
+        found: list[Period] = []
+        if at == 0:
+            stored = self._state.periods(self.account_id, self.currency, time_us, sequence, count)
+            # What memory has also of these is the later version.
+            bound = self._starts[0] if self._starts else (_END_OF_TIME_US, 0)
+            found = [each for each in stored if (each.start_us, each.first_sequence) < bound]
+        return found + self._recent[at : at + count - len(found)]
+
+    def _hour_ends(self, first_hour_us: int, to_us: int) -> dict[int, Totals]:
+        """The totals at the end of every hour with an entry, by the hour's start."""
+        ends: dict[int, Totals] = {}
+        time_us, sequence, hour_us, in_hour = first_hour_us, 0, -1, 0
+        while chunk := self.periods(time_us, sequence, SERIES_CHUNK):
+            for period in chunk:
+                if period.start_us > to_us:
+                    return ends
+                hour_before_us, hour_us = hour_us, period.start_us - period.start_us % HOUR_US
+                in_hour = in_hour + 1 if hour_us == hour_before_us else 1
+                ends[hour_us] = _totals_after(period)
+                time_us, sequence = period.start_us, period.first_sequence + 1
+                if in_hour == SERIES_PERIODS_PER_HOUR:
+                    time_us, sequence, in_hour = hour_us + HOUR_US, 0, 0
+                    last = self.period_before(time_us, 0)
+                    ends[hour_us] = _totals_after(last or period)
+                    break
+        return ends
+
+    def _legs_of(self, period: Period) -> list[Leg]:
+        legs = []
+        for leg in self.back_from(period.last_sequence):
+            legs.append(leg)
+            if leg.sequence == period.first_sequence:
+                break
+        return legs
+
+    def _leg(self, sequence: int) -> Leg:
+        record, metadata = self._ledger.read_transfer(sequence)
+        transfer = unpack_transfer(record)
+        if transfer.destination == self.account_id:
+            return Leg(
+                sequence,
+                transfer,
+                metadata,
+                incoming=True,
+                time_us=transfer.destination_time_us,
+                balance_minor=transfer.destination_balance_minor,
+                previous=transfer.destination_previous,
+            )
+        assert transfer.source == self.account_id, f"record {sequence} is not of this account"
+        return Leg(
+            sequence,
+            transfer,
+            metadata,
+            incoming=False,
+            time_us=transfer.source_time_us,
+            balance_minor=transfer.source_balance_minor,
+            previous=transfer.source_previous,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StatementRequest:
+    """Which entries of an account to list.
+
+    Attributes:
+        account_id: whose.
+        currencies: in these.
+        from_us, to_us: with from ≤ time < to.
+        oldest_first: in this order.
+        page_size: at most so many, ≥ 1.
+        page_token: where the page before ended; empty = the first page.
+    """
+
+    account_id: int
+    currencies: tuple[int, ...]
+    from_us: int
+    to_us: int
+    oldest_first: bool
+    page_size: int
+    page_token: bytes
+
+    def fingerprint(self) -> bytes:
+        """What a page token must have been made for; the page's size may change on the way."""
+        fields = (self.account_id, self.currencies, self.from_us, self.oldest_first)
+        return blake2b(repr(fields).encode(), digest_size=8).digest()
+
+
+def statement(
+    histories: list[AccountHistory], request: StatementRequest
+) -> tuple[list[Leg], bytes]:
+    """A page of an account's statement, and the token for the next (empty = this was the last).
+
+    Raises:
+        BadRequestError: `page_token` was not made for this request.
+    """
+    at = _read_token(request)
+    legs: list[Leg] = []
+    for leg in _merged(histories, request, at):
+        if not request.from_us <= leg.time_us < request.to_us:
+            break
+        if len(legs) == request.page_size:
+            last = legs[-1]
+            return legs, _TOKEN.pack(last.time_us, last.sequence, request.fingerprint())
+        legs.append(leg)
+    return legs, b""
+
+
+def _merged(
+    histories: list[AccountHistory], request: StatementRequest, at: tuple[int, int] | None
+) -> Iterator[Leg]:
+    if request.oldest_first:
+        time_us, sequence = (at[0], at[1] + 1) if at else (request.from_us, 0)
+        return heapq.merge(
+            *(each.oldest_first(time_us, sequence) for each in histories),
+            key=lambda leg: (leg.time_us, leg.sequence),
+        )
+    time_us, sequence = at or (request.to_us, 0)
+    return heapq.merge(
+        *(each.newest_first(time_us, sequence) for each in histories),
+        key=lambda leg: (-leg.time_us, -leg.sequence),
+    )
+
+
+def _read_token(request: StatementRequest) -> tuple[int, int] | None:
+    token = request.page_token
+    if not token:
+        return None
+    if len(token) != _TOKEN.size:
+        raise BadRequestError("page_token", "no page ended with this token")
+    time_us, sequence, fingerprint = _TOKEN.unpack(token)
+    if fingerprint != request.fingerprint():
+        raise BadRequestError("page_token", "this token was made for another request")
+    return time_us, sequence
+
+
+def _totals_after(period: Period) -> Totals:
+    return Totals(
+        period.incoming_before + period.incoming,
+        period.outgoing_before + period.outgoing,
+        period.incoming_count_before + period.incoming_count,
+        period.outgoing_count_before + period.outgoing_count,
+        period.last_time_us,
+    )

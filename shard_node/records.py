@@ -1,0 +1,301 @@
+"""What a shard's log holds, byte for byte: fixed-stride records in hash-chained blocks.
+
+A *record* says what happened (effects, not commands), so replaying one decides nothing. Every
+record is 128 bytes: a body of 64 and effects of 64, the effects opening with the record's kind. A
+transfer's body is the packed body that the router sent (`cluster.packed`), copied and not parsed
+again. A record's *sequence* is its place in the log, from 1, and is not stored: block header plus
+offset give it. Text and bytes of free length lie in the block's *heap*, behind the records.
+
+A *block* is the value of one key of the log: header, records, heap, hash. The hash covers all bytes
+before it, and the header carries the hash of the block before, so a changed, dropped or reordered
+byte breaks the chain. All numbers are little-endian; times are microseconds UTC.
+
+    block   0   4  magic `DBLK`    effects (transfer)  0  1  kind
+            4   2  format (1)                           1  1  RefusalReason, 0 = completed
+            6   2  shard id                             2  2  zero
+            8  16  cluster id                           4  4  metadata's offset in the heap
+           24   8  epoch                                8  8  source's balance after
+           32   8  block number, from 1                16  8  destination's balance after
+           40   8  first sequence                      24  8  source's previous entry, 0 = none
+           48   4  count of records                    32  8  destination's previous entry
+           52   4  heap bytes                          40  8  source's posting time
+           56   8  stamp: the time of all its records  48  8  destination's posting time
+           64  32  hash of the block before            56  2  log id of the source's previous
+           96      records, heap                       58  2  log id of the destination's
+          end  32  BLAKE2b-256 of all of the above     60  4  zero
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cluster.packed import BODY, BODY_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RECORD_BYTES: Final = 128
+HASH_BYTES: Final = 32
+GENESIS_HASH: Final = bytes(HASH_BYTES)
+"""What the first block names as the hash of the block before."""
+
+BLOCK_BYTES_MAX: Final = 512 * 1024
+"""A block is read, hashed and copied whole, so it is kept to half a mebibyte."""
+
+HEADER: Final = struct.Struct("<4s2H16s3Q2Iq32s")
+HEADER_BYTES: Final = HEADER.size
+BLOCK_RECORDS_MAX: Final = (BLOCK_BYTES_MAX - HEADER_BYTES - HASH_BYTES) // RECORD_BYTES
+"""Records in a block without a heap (4,095): the bound on what one block gathers."""
+
+EFFECTS: Final = struct.Struct("<2B2xI2q2Q2q2H4x")
+"""kind, reason, metadata offset, balances after, previous entries, posting times, their log ids."""
+
+ACCOUNT: Final = struct.Struct("<Q3qH2B28x")
+"""account id, floor, cap, time, reason's length, AccountKind, AccountStatus."""
+
+EPOCH: Final = struct.Struct("<Qq48x")
+"""epoch, time."""
+
+_MAGIC: Final = b"DBLK"
+_FORMAT: Final = 1
+
+
+class RecordKind(enum.IntEnum):
+    """What a record says, the first byte of its effects."""
+
+    TRANSFER = 1
+    """A transfer that completed, or (reason ≠ 0) was refused for good under its key."""
+    ACCOUNT_OPENED = 2
+    ACCOUNT_STATUS_CHANGED = 3
+    EPOCH_BEGAN = 4
+    """A shard node took over the log; the first record that it wrote."""
+
+
+class DamagedLogError(Exception):
+    """The log is not what was written: the message names the block and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogIdentity:
+    """Whose log it is; every block carries it, so that no log is ever taken for another.
+
+    Attributes:
+        cluster_id: 16 bytes, see `cluster_id_of`.
+        shard_id: 1 … 65,535; also the log id in record names.
+    """
+
+    cluster_id: bytes
+    shard_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDraft:
+    """The records of one group commit, not yet numbered, chained or durable.
+
+    Attributes:
+        first_sequence: the sequence of its first record.
+        count: how many records, 1 … `BLOCK_RECORDS_MAX`.
+        time_us: the stamp of all of them.
+        records: `count` × 128 bytes.
+        heap: the bytes that records point to.
+    """
+
+    first_sequence: int
+    count: int
+    time_us: int
+    records: bytes
+    heap: bytes
+
+    @property
+    def last_sequence(self) -> int:
+        """The sequence of its last record."""
+        return self.first_sequence + self.count - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block as it stands in the log.
+
+    Attributes:
+        number: its place among the blocks, from 1, without gaps.
+        epoch: the epoch that wrote it.
+        draft: its records.
+        previous_hash: the hash of the block before.
+        hash: its own.
+    """
+
+    number: int
+    epoch: int
+    draft: BlockDraft
+    previous_hash: bytes
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRecord:
+    """A transfer's record, unpacked, for answers about single entries (not for the hot path)."""
+
+    transfer_id: bytes
+    source: int
+    destination: int
+    amount_minor: int
+    reference: int
+    import_time_us: int
+    currency: int
+    type: int
+    reason: int
+    source_balance_minor: int
+    destination_balance_minor: int
+    source_previous: int
+    destination_previous: int
+    source_time_us: int
+    destination_time_us: int
+    metadata_offset: int
+    metadata_bytes: int
+
+
+def cluster_id_of(name: str) -> bytes:
+    """The 16 bytes that stand for a cluster's name in block headers."""
+    return hashlib.blake2b(name.encode(), digest_size=16, person=b"doubloon-cluster").digest()
+
+
+def unpack_transfer(record: bytes) -> TransferRecord:
+    """Unpacks a record of kind TRANSFER."""
+    body = BODY.unpack_from(record)
+    transfer_id, source, destination, amount, reference, import_us, currency, length, kind = body
+    (_, reason, offset, source_after, destination_after, source_previous, destination_previous) = (
+        EFFECTS.unpack_from(record, BODY_BYTES)[:7]
+    )
+    source_us, destination_us = EFFECTS.unpack_from(record, BODY_BYTES)[7:9]
+    return TransferRecord(
+        transfer_id=transfer_id,
+        source=source,
+        destination=destination,
+        amount_minor=amount,
+        reference=reference,
+        import_time_us=import_us,
+        currency=currency,
+        type=kind,
+        reason=reason,
+        source_balance_minor=source_after,
+        destination_balance_minor=destination_after,
+        source_previous=source_previous,
+        destination_previous=destination_previous,
+        source_time_us=source_us,
+        destination_time_us=destination_us,
+        metadata_offset=offset,
+        metadata_bytes=length,
+    )
+
+
+def pack_bare_effects(kind: RecordKind, heap_offset: int = 0) -> bytes:
+    """The effects half of a record that is no transfer: its kind and where its text lies."""
+    return EFFECTS.pack(kind, 0, heap_offset, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def encode_block(
+    identity: LogIdentity, epoch: int, number: int, previous_hash: bytes, draft: BlockDraft
+) -> Block:
+    """Chains a draft to the block before it. The work is one hash of the block's bytes."""
+    header = _pack_header(identity, epoch, number, previous_hash, draft)
+    return Block(number, epoch, draft, previous_hash, _hash(header, draft.records, draft.heap))
+
+
+def block_value(identity: LogIdentity, block: Block) -> bytes:
+    """The bytes that the log stores for a block."""
+    header = _pack_header(identity, block.epoch, block.number, block.previous_hash, block.draft)
+    return b"".join((header, block.draft.records, block.draft.heap, block.hash))
+
+
+def decode_block(identity: LogIdentity, first_sequence: int, value: bytes) -> Block:
+    """Reads a block back, believing nothing.
+
+    Args:
+        identity: whose log it must be.
+        first_sequence: the key it was found under.
+        value: the stored bytes.
+
+    Raises:
+        DamagedLogError: any byte is not as it was written.
+    """
+    name = f"the block at sequence {first_sequence}"
+    if len(value) < HEADER_BYTES + RECORD_BYTES + HASH_BYTES:
+        raise DamagedLogError(f"{name} is cut short: {len(value)} bytes")
+    fields = HEADER.unpack_from(value)
+    magic, format_, shard, cluster, epoch, number, first, count, heap_bytes, time_us, before = (
+        fields
+    )
+    if magic != _MAGIC or format_ != _FORMAT:
+        raise DamagedLogError(f"{name} is not a block of format {_FORMAT}")
+    heap_at = HEADER_BYTES + count * RECORD_BYTES
+    if len(value) != heap_at + heap_bytes + HASH_BYTES:
+        raise DamagedLogError(
+            f"{name} has {len(value)} bytes, which its header does not account for"
+        )
+    draft = BlockDraft(
+        first, count, time_us, value[HEADER_BYTES:heap_at], value[heap_at : heap_at + heap_bytes]
+    )
+    stored_hash = value[-HASH_BYTES:]
+    if _hash(value[:HEADER_BYTES], draft.records, draft.heap) != stored_hash:
+        raise DamagedLogError(f"block {number} ({name}) does not have the hash it was written with")
+    if first != first_sequence:
+        raise DamagedLogError(f"block {number} starts at {first} but stands at {first_sequence}")
+    if shard != identity.shard_id or cluster != identity.cluster_id:
+        raise DamagedLogError(f"block {number} belongs to another log (shard {shard})")
+    return Block(number, epoch, draft, before, stored_hash)
+
+
+def check_follows(before: Block | None, block: Block) -> None:
+    """Promise 8 between neighbours: numbers, sequences, hashes, epochs and stamps go on.
+
+    Raises:
+        DamagedLogError: `block` cannot stand behind `before` (None = it must be the first).
+    """
+    number, sequence = (before.number, before.draft.last_sequence) if before else (0, 0)
+    if block.number != number + 1 or block.draft.first_sequence != sequence + 1:
+        raise DamagedLogError(
+            f"block {block.number} (from sequence {block.draft.first_sequence}) does not follow "
+            f"block {number} (up to sequence {sequence})"
+        )
+    if block.previous_hash != (before.hash if before else GENESIS_HASH):
+        raise DamagedLogError(f"block {block.number} does not name the hash of block {number}")
+    if before and (block.epoch < before.epoch or block.draft.time_us <= before.draft.time_us):
+        raise DamagedLogError(
+            f"block {block.number} has an older epoch or stamp than block {number}"
+        )
+
+
+def records_of(draft: BlockDraft) -> Iterator[bytes]:
+    """The 128 bytes of each record of a block, in order of sequence."""
+    records = draft.records
+    for at in range(0, len(records), RECORD_BYTES):
+        yield records[at : at + RECORD_BYTES]
+
+
+def _pack_header(
+    identity: LogIdentity, epoch: int, number: int, previous_hash: bytes, draft: BlockDraft
+) -> bytes:
+    return HEADER.pack(
+        _MAGIC,
+        _FORMAT,
+        identity.shard_id,
+        identity.cluster_id,
+        epoch,
+        number,
+        draft.first_sequence,
+        draft.count,
+        len(draft.heap),
+        draft.time_us,
+        previous_hash,
+    )
+
+
+def _hash(header: bytes, records: bytes, heap: bytes) -> bytes:
+    digest = hashlib.blake2b(header, digest_size=HASH_BYTES, person=b"doubloon-block")
+    digest.update(records)
+    digest.update(heap)
+    return digest.digest()

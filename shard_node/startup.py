@@ -1,0 +1,185 @@
+"""From files to a running engine: open, verify, replay, and only then serve.
+
+The state names the block it is true up to. That block must stand in the log with the same hash, and
+every block after it must follow the one before; then those blocks are replayed. Anything else and
+the node refuses to start, naming the block. `verify_all` checks the whole history (see `verify`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from cluster.clock import HybridClock
+from shard_node.checkpointer import ChildStateWriter, LocalStateWriter
+from shard_node.engine import Engine
+from shard_node.ledger import Ledger
+from shard_node.log import LmdbLog
+from shard_node.records import DamagedLogError, check_follows
+from shard_node.state import Checkpoint, DamagedStateError, LmdbState, StateFile
+from shard_node.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cluster.clock import Clock
+    from shard_node.checkpointer import StateWriter
+    from shard_node.engine import Limits
+    from shard_node.log import Log
+    from shard_node.records import Block, LogIdentity
+    from shard_node.state import StateReader
+
+LOCK_WAIT_S: Final = 10.0
+"""How long to wait for the lock on the data folder: a killed node's checkpointing child may still
+be finishing a commit, which takes a second or two."""
+
+_LOCK_POLL_S: Final = 0.05
+
+_LOG = structlog.stdlib.get_logger("startup")
+
+
+class FolderInUseError(Exception):
+    """Another shard node has the data folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What was done to bring memory up to the log's end.
+
+    Attributes:
+        checkpoint_block: the block that the state was true up to; 0 = there was no state.
+        replayed_records: records after it.
+        seconds: how long that took.
+    """
+
+    checkpoint_block: int
+    replayed_records: int
+    seconds: float
+
+
+def lock_folder(data: Path) -> int:
+    """Takes the lock on a data folder; returns the open file that holds it.
+
+    Raises:
+        FolderInUseError: another process holds it, for longer than `LOCK_WAIT_S`.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(data / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise FolderInUseError(f"another shard node has {data}") from error
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return descriptor
+
+
+async def start_writer(
+    data: Path, identity: LogIdentity, limits: Limits, lock_fd: int
+) -> ChildStateWriter:
+    """Starts the process that writes checkpoints; to be done before gRPC starts its threads."""
+    return await ChildStateWriter.start(data, identity, limits.state_map_bytes, lock_fd)
+
+
+def open_engine(
+    data: Path,
+    identity: LogIdentity,
+    epoch: int,
+    limits: Limits,
+    wall: Clock,
+    writer: StateWriter,
+    on_fatal: Callable[[BaseException], None],
+) -> Engine:
+    """Opens a data folder and recovers it; the engine still has to be started.
+
+    Raises:
+        DamagedLogError, DamagedStateError: what is there must not be served; the message says why.
+    """
+    log = LmdbLog(data / "log", identity, epoch, limits.log_map_bytes)
+    file = StateFile(data / "state", limits.state_map_bytes)
+    store = Store(LmdbState(file), log)
+    ledger, recovery = recover(identity, store, limits, LocalStateWriter(file, log))
+    _LOG.info(
+        "recovered",
+        checkpoint_block=recovery.checkpoint_block,
+        block=log.last.number if log.last else 0,
+        replayed_records=recovery.replayed_records,
+        seconds=round(recovery.seconds, 3),
+    )
+    clock = HybridClock(wall, log.last.draft.time_us if log.last else 0)
+    return Engine(identity, ledger, store, writer, wall, clock, limits, data, on_fatal)
+
+
+def recover(
+    identity: LogIdentity, store: Store, limits: Limits, writer: LocalStateWriter
+) -> tuple[Ledger, Recovery]:
+    """Verifies state and log against each other and replays what the state does not have.
+
+    Raises:
+        DamagedLogError, DamagedStateError: they do not fit; the message names the block.
+    """
+    started = time.monotonic()
+    checkpoint, before = verify_checkpoint(identity, store.state, store.log)
+    sequence = checkpoint.sequence if checkpoint else 0
+    ledger = Ledger(identity.shard_id, store, sequence, limits.accounts_max)
+    for block in store.log.blocks(sequence + 1):
+        check_follows(before, block)
+        ledger.replay(block.draft)
+        before = block
+        if ledger.rows_not_checkpointed >= limits.checkpoint_rows:
+            checkpoint_now(identity, ledger, store, writer)
+    last = store.log.last
+    if last is not None and (before is None or before.hash != last.hash):
+        raise DamagedLogError(f"the log breaks off before its last block, {last.number}")
+    replayed = ledger.sequence - sequence
+    block_number = checkpoint.block if checkpoint else 0
+    return ledger, Recovery(block_number, replayed, time.monotonic() - started)
+
+
+def checkpoint_now(
+    identity: LogIdentity, ledger: Ledger, store: Store, writer: LocalStateWriter
+) -> None:
+    """Takes a whole checkpoint in the calling process; everything must be durable."""
+    draft = ledger.begin_checkpoint()
+    while any(rows := draft.take(1_000)):
+        writer.add(*rows)
+    writer.write(Checkpoint.of(identity, store.log, draft.first_sequence, draft.sequence))
+    store.state.refresh()
+    ledger.end_checkpoint()
+    while not ledger.release(1_000_000):
+        pass
+
+
+def verify_checkpoint(
+    identity: LogIdentity, state: StateReader, log: Log
+) -> tuple[Checkpoint | None, Block | None]:
+    """The state's checkpoint, and the log's block of that name.
+
+    Raises:
+        DamagedStateError: the state belongs to another log, or the log does not have its block.
+    """
+    checkpoint = state.checkpoint
+    if checkpoint is None:
+        return None, None
+    if (checkpoint.cluster_id, checkpoint.shard_id) != (identity.cluster_id, identity.shard_id):
+        raise DamagedStateError(f"the state belongs to another shard ({checkpoint.shard_id})")
+    name = f"the state is true up to block {checkpoint.block}"
+    if log.last is None or log.last.draft.last_sequence < checkpoint.sequence:
+        raise DamagedStateError(f"{name}, which the log does not have")
+    block = next(log.blocks(log.locate(checkpoint.sequence).first_sequence))
+    if (block.number, block.hash) != (checkpoint.block, checkpoint.block_hash):
+        raise DamagedStateError(f"{name}, but the log has another block in its place")
+    return checkpoint, block

@@ -1,0 +1,477 @@
+"""The state: what the ledger's memory is loaded from, true up to the block that it names.
+
+Four tables, each an index that could be rebuilt from the log alone (promise 7):
+
+    accounts  account id                          → attributes, status            (`books`)
+    periods   account, currency, start, sequence  → prefix sums                   (`books`)
+    keys      transfer id, source account         → the record's sequence
+    meta      `checkpoint`                        → which block it is true up to  (`Checkpoint`)
+
+Keys are ordered by `transfer_id` first, so that time-ordered ids append to the index. Rows of
+accounts and periods end with a CRC-32 of key and value; a row of keys needs none, since the record
+that it points to repeats the key.
+
+`StateReader` is what the node reads with; a reader sees one checkpoint until `refresh`.
+`write_checkpoint` is the one way in: everything that changed since the checkpoint before, sorted,
+in one transaction. It takes the keys straight from the log's durable blocks, so no checkpoint runs
+ahead of the log.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from bisect import bisect_left, insort
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import lmdb
+
+from cluster.packed import BODY_BYTES, KEY_BYTES
+from shard_node.books import (
+    ACCOUNT_KEY,
+    PERIOD_KEY,
+    Account,
+    Balance,
+    Period,
+    read_account_row,
+    read_period_row,
+)
+from shard_node.log import drop_from_page_cache
+from shard_node.records import HASH_BYTES, RecordKind, records_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from shard_node.log import Log
+    from shard_node.records import LogIdentity
+
+Row = tuple[bytes, bytes]
+
+TABLES: Final = ("accounts", "periods", "keys")
+"""The tables that are fold(log); `meta` also tells when checkpoints were taken."""
+
+KEY_RANGE_FACTOR: Final = 4
+"""A batch's keys are looked for by one scan from its lowest key to its highest, given up after so
+many rows for each key; fresh time-ordered ids find an empty range at once."""
+
+_CHECKPOINT: Final = struct.Struct(f"<2H16s3Qq{HASH_BYTES}s")
+_CHECKPOINT_KEY: Final = b"checkpoint"
+_FORMAT: Final = 1
+_CRC: Final = struct.Struct("<I")
+_SEQUENCE: Final = struct.Struct("<Q")
+_CURRENCY_MAX: Final = 0xFFFF
+_UINT64_MAX: Final = 2**64 - 1
+
+
+class DamagedStateError(Exception):
+    """The state is not what was written, or not of this log: the message says which row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Up to where a state is true.
+
+    Attributes:
+        cluster_id, shard_id: whose state it is.
+        block, block_hash: the last block that it covers.
+        sequence: that block's last record.
+        first_sequence: the first record that the checkpoint before did not cover.
+        time_us: that block's stamp.
+    """
+
+    cluster_id: bytes
+    shard_id: int
+    block: int
+    block_hash: bytes
+    sequence: int
+    first_sequence: int
+    time_us: int
+
+    @classmethod
+    def of(cls, identity: LogIdentity, log: Log, first_sequence: int, sequence: int) -> Checkpoint:
+        """The checkpoint at the end of the durable block whose last record is `sequence`."""
+        block = log.locate(sequence)
+        assert block.last_sequence == sequence, "a checkpoint stands between blocks"
+        return cls(
+            identity.cluster_id,
+            identity.shard_id,
+            block.number,
+            block.hash,
+            sequence,
+            first_sequence,
+            block.time_us,
+        )
+
+    def pack(self) -> bytes:
+        """Its row."""
+        body = _CHECKPOINT.pack(
+            _FORMAT,
+            self.shard_id,
+            self.cluster_id,
+            self.block,
+            self.sequence,
+            self.first_sequence,
+            self.time_us,
+            self.block_hash,
+        )
+        return seal_row(_CHECKPOINT_KEY, body)
+
+    @classmethod
+    def unpack(cls, value: bytes) -> Checkpoint:
+        """From its row."""
+        body = open_row(_CHECKPOINT_KEY, value)
+        format_, shard_id, cluster_id, block, sequence, first, time_us, digest = _CHECKPOINT.unpack(
+            body
+        )
+        if format_ != _FORMAT:
+            raise DamagedStateError(f"the state is of format {format_}, not {_FORMAT}")
+        return cls(cluster_id, shard_id, block, digest, sequence, first, time_us)
+
+
+class StateReader(Protocol):
+    """The latest committed checkpoint, as of the latest `refresh`."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """Up to where it is true; None = nothing was ever checkpointed."""
+        ...
+
+    def refresh(self) -> None:
+        """Makes later reads see the latest committed checkpoint."""
+        ...
+
+    def load_account(self, account_id: int) -> Account | None:
+        """An account with its balances; None = it has no row."""
+        ...
+
+    def find_keys(self, keys: list[bytes]) -> dict[bytes, int]:
+        """Those of `keys` that have a row, with their sequences."""
+        ...
+
+    def period_before(
+        self, account_id: int, currency: int, time_us: int, sequence: int
+    ) -> Period | None:
+        """The last period whose (start, first sequence) is below (time, sequence), if any."""
+        ...
+
+    def periods(
+        self, account_id: int, currency: int, time_us: int, sequence: int, count: int
+    ) -> list[Period]:
+        """The next periods from (start, first sequence) = (time, sequence) on, at most so many."""
+        ...
+
+    def account_ids(self, after: int, count: int) -> list[int]:
+        """The next accounts above `after`, in order, at most so many."""
+        ...
+
+    def snapshot(self) -> AbstractContextManager[StateReader]:
+        """Another reader, which stays at today's checkpoint. Keep it short: it holds file pages."""
+        ...
+
+    def used_bytes(self) -> int:
+        """How many bytes of room it has used."""
+        ...
+
+    def close(self) -> None:
+        """Gives back files and memory."""
+        ...
+
+
+class LmdbState:
+    """A state in an LMDB environment, read; the same folder is written by `StateFile`."""
+
+    def __init__(self, file: StateFile) -> None:
+        self._file = file
+        self._env = file.env
+        self._txn: Any = None
+        self._cursors: dict[str, Any] = {}
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """See `StateReader`."""
+        self._cursor("meta")
+        value = self._txn.get(_CHECKPOINT_KEY, db=self._file.meta)
+        return None if value is None else Checkpoint.unpack(value)
+
+    def refresh(self) -> None:
+        """See `StateReader`."""
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
+            self._cursors = {}
+
+    def load_account(self, account_id: int) -> Account | None:
+        """See `StateReader`. Two seeks, and two more for every currency."""
+        key = ACCOUNT_KEY.pack(account_id)
+        accounts = self._cursor("accounts")
+        if not accounts.set_key(key):
+            return None
+        account = read_account_row(key, open_row(key, accounts.value()))
+        currency = _CURRENCY_MAX + 1
+        periods = self._cursor("periods")
+        while currency > 0:
+            row = _row_before(periods, _period_bound(account_id, currency))
+            if row is None or not row[0].startswith(key):
+                break
+            currency = PERIOD_KEY.unpack(row[0])[1]
+            period = read_period_row(row[0], open_row(*row))
+            account.balances[currency] = Balance.from_period(currency, period)
+        return account
+
+    def find_keys(self, keys: list[bytes]) -> dict[bytes, int]:
+        """See `StateReader`. One seek when none of them is in the range of those that are there."""
+        cursor = self._cursor("keys")
+        lowest, highest = min(keys), max(keys)
+        if not cursor.set_range(lowest):
+            return {}
+        found: dict[bytes, int] = {}
+        for _ in range(KEY_RANGE_FACTOR * len(keys)):
+            key = cursor.key()
+            if key > highest:
+                break
+            found[key] = _SEQUENCE.unpack(cursor.value())[0]
+            if not cursor.next():
+                break
+        else:
+            return {key: _SEQUENCE.unpack(cursor.value())[0] for key in keys if cursor.set_key(key)}
+        return found
+
+    def period_before(
+        self, account_id: int, currency: int, time_us: int, sequence: int
+    ) -> Period | None:
+        """See `StateReader`."""
+        bound = PERIOD_KEY.pack(account_id, currency, time_us, sequence)
+        row = _row_before(self._cursor("periods"), bound)
+        if row is None or PERIOD_KEY.unpack(row[0])[:2] != (account_id, currency):
+            return None
+        return read_period_row(row[0], open_row(*row))
+
+    def periods(
+        self, account_id: int, currency: int, time_us: int, sequence: int, count: int
+    ) -> list[Period]:
+        """See `StateReader`. One seek."""
+        cursor = self._cursor("periods")
+        found: list[Period] = []
+        more = cursor.set_range(PERIOD_KEY.pack(account_id, currency, time_us, sequence))
+        while more and len(found) < count:
+            key, value = cursor.item()
+            if PERIOD_KEY.unpack(key)[:2] != (account_id, currency):
+                break
+            found.append(read_period_row(key, open_row(key, value)))
+            more = cursor.next()
+        return found
+
+    def account_ids(self, after: int, count: int) -> list[int]:
+        """See `StateReader`."""
+        cursor = self._cursor("accounts")
+        ids: list[int] = []
+        more = cursor.set_range(ACCOUNT_KEY.pack(after + 1))
+        while more and len(ids) < count:
+            ids.append(ACCOUNT_KEY.unpack(cursor.key())[0])
+            more = cursor.next()
+        return ids
+
+    def rows(self, table: str) -> Iterator[Row]:
+        """All rows of one of `TABLES`, in order."""
+        yield from self._cursor(table)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[StateReader]:
+        """See `StateReader`."""
+        reader = LmdbState(self._file)
+        try:
+            yield reader
+        finally:
+            reader.refresh()
+
+    def used_bytes(self) -> int:
+        """See `StateReader`."""
+        return self._file.used_bytes()
+
+    def close(self) -> None:
+        """See `StateReader`."""
+        self.refresh()
+        self._file.close()
+
+    def _cursor(self, table: str) -> Any:
+        if self._txn is None:
+            self._txn = self._env.begin()
+        cursor = self._cursors.get(table)
+        if cursor is None:
+            cursor = self._cursors[table] = self._txn.cursor(db=getattr(self._file, table))
+        return cursor
+
+
+class StateFile:
+    """A state's LMDB environment and its tables.
+
+    Args:
+        path: the environment's folder, made when it does not exist.
+        map_bytes: the most it may ever hold; address space only, the file grows as it is used.
+    """
+
+    def __init__(self, path: Path, map_bytes: int) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        drop_from_page_cache(path / "data.mdb")
+        self.env: Any = lmdb.open(str(path), map_size=map_bytes, max_dbs=4, max_spare_txns=4)
+        self.env.reader_check()
+        self.accounts: Any = self.env.open_db(b"accounts")
+        self.periods: Any = self.env.open_db(b"periods")
+        self.keys: Any = self.env.open_db(b"keys")
+        self.meta: Any = self.env.open_db(b"meta")
+
+    def write_checkpoint(
+        self, log: Log, accounts: Iterable[Row], periods: Iterable[Row], checkpoint: Checkpoint
+    ) -> None:
+        """Commits a checkpoint, durably. When it raises, the process must end (see `log`)."""
+        with self.env.begin(write=True) as txn:
+            for table, rows in ((self.accounts, accounts), (self.periods, periods)):
+                sealed = sorted((key, seal_row(key, value)) for key, value in rows)
+                txn.cursor(db=table).putmulti(sealed)
+            keys = sorted(keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence))
+            txn.cursor(db=self.keys).putmulti(keys)
+            txn.put(_CHECKPOINT_KEY, checkpoint.pack(), db=self.meta)
+
+    def used_bytes(self) -> int:
+        """Bytes of the file up to its highest page in use."""
+        pages: int = self.env.info()["last_pgno"] + 1
+        page_bytes: int = self.env.stat()["psize"]
+        return pages * page_bytes
+
+    def close(self) -> None:
+        """Gives back files and memory."""
+        self.env.close()
+
+
+class MemoryState:
+    """A state in sorted lists, for tests and simulation: read and written in one place."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[bytes, bytes] = {}
+        self._account_ids: list[int] = []
+        self._periods: dict[bytes, bytes] = {}
+        self._period_keys: list[bytes] = []
+        self._keys: dict[bytes, int] = {}
+        self.checkpoint: Checkpoint | None = None
+
+    def write_checkpoint(
+        self, log: Log, accounts: Iterable[Row], periods: Iterable[Row], checkpoint: Checkpoint
+    ) -> None:
+        """See `StateFile`."""
+        for key, value in accounts:
+            if key not in self._accounts:
+                insort(self._account_ids, ACCOUNT_KEY.unpack(key)[0])
+            self._accounts[key] = value
+        for key, value in periods:
+            if key not in self._periods:
+                insort(self._period_keys, key)
+            self._periods[key] = value
+        for key, value in keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence):
+            self._keys[key] = _SEQUENCE.unpack(value)[0]
+        self.checkpoint = checkpoint
+
+    def refresh(self) -> None:
+        """Nothing to do: reads see every checkpoint."""
+
+    def load_account(self, account_id: int) -> Account | None:
+        """See `StateReader`."""
+        key = ACCOUNT_KEY.pack(account_id)
+        if key not in self._accounts:
+            return None
+        account = read_account_row(key, self._accounts[key])
+        start = bisect_left(self._period_keys, key)
+        stop = bisect_left(self._period_keys, ACCOUNT_KEY.pack(account_id + 1))
+        for row_key in self._period_keys[start:stop]:
+            currency = PERIOD_KEY.unpack(row_key)[1]
+            period = read_period_row(row_key, self._periods[row_key])
+            account.balances[currency] = Balance.from_period(currency, period)
+        return account
+
+    def find_keys(self, keys: list[bytes]) -> dict[bytes, int]:
+        """See `StateReader`."""
+        return {key: self._keys[key] for key in keys if key in self._keys}
+
+    def period_before(
+        self, account_id: int, currency: int, time_us: int, sequence: int
+    ) -> Period | None:
+        """See `StateReader`."""
+        bound = PERIOD_KEY.pack(account_id, currency, time_us, sequence)
+        at = bisect_left(self._period_keys, bound) - 1
+        if at < 0 or PERIOD_KEY.unpack(self._period_keys[at])[:2] != (account_id, currency):
+            return None
+        key = self._period_keys[at]
+        return read_period_row(key, self._periods[key])
+
+    def periods(
+        self, account_id: int, currency: int, time_us: int, sequence: int, count: int
+    ) -> list[Period]:
+        """See `StateReader`."""
+        at = bisect_left(
+            self._period_keys, PERIOD_KEY.pack(account_id, currency, time_us, sequence)
+        )
+        keys = self._period_keys[at : at + count]
+        mine = [key for key in keys if PERIOD_KEY.unpack(key)[:2] == (account_id, currency)]
+        return [read_period_row(key, self._periods[key]) for key in mine]
+
+    def account_ids(self, after: int, count: int) -> list[int]:
+        """See `StateReader`."""
+        start = bisect_left(self._account_ids, after + 1)
+        return self._account_ids[start : start + count]
+
+    @contextmanager
+    def snapshot(self) -> Iterator[StateReader]:
+        """See `StateReader`."""
+        yield deepcopy(self)
+
+    def used_bytes(self) -> int:
+        """See `StateReader`."""
+        tables = (self._accounts, self._periods)
+        return sum(len(key) + len(value) for table in tables for key, value in table.items())
+
+    def close(self) -> None:
+        """See `StateReader`."""
+
+
+def keys_in_log(log: Log, first_sequence: int, sequence: int) -> Iterator[Row]:
+    """The rows of `keys` for the durable transfers from one record to another, both inclusive."""
+    for block in log.blocks(first_sequence):
+        if block.draft.first_sequence > sequence:
+            return
+        for at, record in enumerate(records_of(block.draft), block.draft.first_sequence):
+            if record[BODY_BYTES] == RecordKind.TRANSFER:
+                yield record[:KEY_BYTES], _SEQUENCE.pack(at)
+
+
+def seal_row(key: bytes, body: bytes) -> bytes:
+    """A row's value: its body and a CRC-32 over key and body."""
+    return body + _CRC.pack(zlib.crc32(body, zlib.crc32(key)))
+
+
+def open_row(key: bytes, value: bytes) -> bytes:
+    """A row's body.
+
+    Raises:
+        DamagedStateError: the row is not as it was written.
+    """
+    body, crc = value[:-4], value[-4:]
+    if crc != _CRC.pack(zlib.crc32(body, zlib.crc32(key))):
+        raise DamagedStateError(f"the row of key {key.hex()} does not have its checksum")
+    return body
+
+
+def _row_before(cursor: Any, bound: bytes) -> Row | None:
+    """The last row with a key below `bound`."""
+    more = cursor.prev() if cursor.set_range(bound) else cursor.last()
+    return cursor.item() if more else None
+
+
+def _period_bound(account_id: int, currency: int) -> bytes:
+    """Above every period of the account in currencies below `currency`."""
+    if currency > _CURRENCY_MAX:
+        return PERIOD_KEY.pack(account_id, _CURRENCY_MAX, _UINT64_MAX, _UINT64_MAX)
+    return PERIOD_KEY.pack(account_id, currency, 0, 0)

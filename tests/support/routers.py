@@ -1,0 +1,132 @@
+"""A whole router in memory, in front of a `MemoryCluster`, on virtual time."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.topology import Topology
+from doubloon.v1 import types_pb2
+from router.admin import AdminServicer, ProcessFacts
+from router.lanes import CALLS_IN_FLIGHT_MAX, QUEUED_TRANSFERS_MAX, Lanes
+from router.service import STREAM_WINDOW, Deadlines, WalletServicer
+from router.shards import ShardPool
+from router.transfers import IN_FLIGHT_MAX, Admission, TransferExecutor
+from tests.support.shard_nodes import MemoryCluster
+
+TOPOLOGY = Topology.even([1, 2, 3])
+SEED_OF_JITTER = 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """The context of a client's call."""
+
+    timeout_s: float | None = None
+
+    def time_remaining(self) -> float | None:
+        return self.timeout_s
+
+
+@dataclass
+class Router:
+    """The parts of a router, put together as its `__main__` does."""
+
+    cluster: MemoryCluster
+    pool: ShardPool
+    wallet: WalletServicer
+    admin: AdminServicer
+
+
+@asynccontextmanager
+async def router(
+    topology: Topology | None = TOPOLOGY,
+    *,
+    allow_imports: bool = False,
+    deadlines: Deadlines | None = None,
+    stream_window: int = STREAM_WINDOW,
+    calls_max: int = CALLS_IN_FLIGHT_MAX,
+    queued_max: int = QUEUED_TRANSFERS_MAX,
+    in_flight_max: int = IN_FLIGHT_MAX,
+) -> AsyncIterator[Router]:
+    """Run a router with every shard of the topology up."""
+    cluster = MemoryCluster(topology)
+    await cluster.start()
+    membership = cluster.membership
+    pool = ShardPool(membership, cluster.connect, random.Random(SEED_OF_JITTER))
+    lanes = Lanes(pool.execute_transfers, calls_max, queued_max)
+    executor = TransferExecutor(membership, pool, lanes, allow_imports=allow_imports)
+    deadlines = deadlines or Deadlines()
+    wallet = WalletServicer(pool, executor, Admission(in_flight_max), deadlines, stream_window)
+    process = ProcessFacts("r1", "test", 5, lambda: 1_500)
+    admin = AdminServicer(membership, pool, deadlines, process)
+    following = asyncio.get_running_loop().create_task(pool.follow())
+    try:
+        yield Router(cluster, pool, wallet, admin)
+    finally:
+        await lanes.close(0)
+        await pool.close(0)
+        await membership.close()
+        await following
+
+
+def accounts_of(shard_id: int, count: int, topology: Topology = TOPOLOGY) -> list[int]:
+    """The first accounts that live on a shard."""
+    found: list[int] = []
+    account_id = 0
+    while len(found) < count:
+        account_id += 1
+        if topology.shard_of(account_id) == shard_id:
+            found.append(account_id)
+    return found
+
+
+def transfer(shard_id: int, number: int, **changes: Any) -> types_pb2.Transfer:
+    """Transfer `number` (which is its id, its amount and its reference) within a shard."""
+    source, destination = accounts_of(shard_id, 2)
+    fields = {
+        "transfer_id": number.to_bytes(16, "big"),
+        "source_account_id": source,
+        "destination_account_id": destination,
+        "currency": "GOLD",
+        "amount_minor": number,
+        "reference": number,
+        "type": types_pb2.TRANSFER_TYPE_TRANSFER,
+        **changes,
+    }
+    return types_pb2.Transfer(**fields)
+
+
+def completed(number: int, *, repeat: bool = False) -> types_pb2.TransferResult:
+    """What a `MemoryShardNode` makes of transfer `number`."""
+    return types_pb2.TransferResult(
+        status=types_pb2.TRANSFER_STATUS_COMPLETED,
+        repeat=repeat,
+        time_us=number,
+        source_balance_after_minor=number,
+    )
+
+
+def faults_of(
+    results: Sequence[types_pb2.TransferResult],
+) -> list[tuple[int, str, int, bool] | None]:
+    """(code, field, index, indefinite) of each result; None where there is no fault."""
+    return [
+        (one.fault.code, one.fault.field, one.fault.index, one.fault.indefinite)
+        if one.HasField("fault")
+        else None
+        for one in results
+    ]
+
+
+async def settle() -> None:
+    """Let everything run that is ready to."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def now_s() -> float:
+    """The running loop's time."""
+    return asyncio.get_running_loop().time()
