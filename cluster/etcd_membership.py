@@ -140,18 +140,18 @@ class EtcdMembership:
     async def _keep(self, member: Member) -> None:
         """Keep the registration, for ever: alive while the lease lives, anew when it is gone."""
         pause_s = self._lease_ttl_s / KEEP_ALIVES_PER_TTL
-        registered = True
+        registered = answered = True
         while True:
-            await asyncio.sleep(pause_s if registered else KEEP_ALIVE_RETRY_S)
+            await asyncio.sleep(pause_s if answered else KEEP_ALIVE_RETRY_S)
             try:
-                if registered and await self._etcd.lease_keep_alive(self._lease) > 0:
-                    continue
-                registered = False
-                await self._register(member)
-            except EtcdError:
-                continue  # the following task has logged the loss; try again soon
-            registered = True
-            _LOG.warning("registered_again", role=member.role, id=member.id)
+                registered = registered and await self._etcd.lease_keep_alive(self._lease) > 0
+                if not registered:
+                    await self._register(member)
+                    registered = True
+                    _LOG.warning("registered_again", role=member.role, id=member.id)
+                answered = True
+            except EtcdError:  # the task that follows tells of the loss
+                answered = False
 
     # Following
 

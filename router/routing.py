@@ -14,9 +14,9 @@ lives on one shard.)
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 from zlib import crc32
 
 from cluster.packed import BODY, METADATA_BYTES_MAX, RESULT, RESULT_BYTES, DifferingField
@@ -234,7 +234,7 @@ def unpack(results: bytes, count: int) -> list[Row]:
     return list(RESULT.iter_unpack(results))
 
 
-def write_results(outcomes: Iterable[Outcome], add: "AddResult") -> None:
+def write_results(outcomes: Iterable[Outcome], add: Callable[[], types_pb2.TransferResult]) -> None:
     """Write outcomes, in their order, as `TransferResult` messages.
 
     Args:
@@ -260,14 +260,6 @@ def write_results(outcomes: Iterable[Outcome], add: "AddResult") -> None:
         else:
             result.status = types_pb2.TRANSFER_STATUS_FAULT
             result.fault.CopyFrom(outcome)
-
-
-class AddResult(Protocol):
-    """Appends an empty result to a response and returns it."""
-
-    def __call__(self) -> types_pb2.TransferResult:
-        """Append."""
-        ...
 
 
 def _refusal(status: int, reason: int, differing: int) -> types_pb2.Refusal:

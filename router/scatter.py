@@ -100,7 +100,8 @@ async def scatter(batch: Batch[P, A], count: int, pool: ShardPool, deadline_s: f
         parts = batch.take_apart(positions, maybe_done=maybe_done)
         version = parts.topology_version
         asked = [ask(shard_id, part, version) for shard_id, part in parts.by_shard.items()]
-        answers = await asyncio.gather(*asked)
+        # Most batches are of one transfer, for which a task would cost as much as all the rest.
+        answers = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
         stale: list[int] = []
         for part, answer in zip(parts.by_shard.values(), answers, strict=True):
             if not isinstance(answer, Fault):

@@ -211,7 +211,7 @@ class ShardPool:
             except Fault as fault:
                 reached = reached or fault.indefinite
                 last = fault
-            if _is_worth_retrying(last) and not self._closed:
+            if _is_worth_retrying(last, topology_version) and not self._closed:
                 # Without a target there is nothing to try until the view changes.
                 pause_s = backoff_s * self._rng.uniform(0.5, 1.0) if target else math.inf
                 await self._wait_for_another(shard_id, target, pause_s, deadline_s)
@@ -354,8 +354,13 @@ def as_indefinite(fault: Fault) -> Fault:
     )
 
 
-def _is_worth_retrying(fault: Fault) -> bool:
-    """Whether another try may help: nobody was there, or (a reused port) another shard's node."""
+def _is_worth_retrying(fault: Fault, topology_version: int) -> bool:
+    """Whether another try may help.
+
+    It may when nobody was there, or another shard's node was (at an address that it took over): a
+    node that refuses a call although its topology is the caller's has another shard.
+    """
     return fault.code is grpc.StatusCode.UNAVAILABLE or (
-        fault.code is grpc.StatusCode.FAILED_PRECONDITION and fault.field == SHARD_KEY
+        fault.code is grpc.StatusCode.FAILED_PRECONDITION
+        and fault.topology_version == topology_version != 0
     )

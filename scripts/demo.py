@@ -83,11 +83,13 @@ async def _demo(
                 busy = await _play(demo, shown)
                 status = await admin.cluster_status()
     picture = _draw(busy, output)
-    shown.print(_busy_player(busy))
-    shown.print(_measurements(findings, status))
-    shown.print(_checks(findings))
+    for part in (_busy_player(busy), _measurements(findings, status), _checks(findings)):
+        shown.print()
+        shown.print(part)
     elapsed_s = time.perf_counter() - start_s
-    shown.print(f"picture: {picture}\nall of it took {elapsed_s:.1f} s, and everything is stopped")
+    shown.print(
+        f"\npicture: {picture}\nall of it took {elapsed_s:.1f} s, and everything is stopped"
+    )
     return _value(findings, busy, status, picture, elapsed_s), findings.passed
 
 
@@ -118,8 +120,9 @@ def _busy_player(busy: BusyPlayer) -> RenderableType:
     window = f"after {show_time(busy.flows.from_us)} up to {show_time(busy.flows.to_us)}"
     return Group(
         flows_table(busy.flows.flows, SCALES, f"query 1: account {busy.account_id}, {window}"),
+        Text(""),
         entries_table(list(busy.statement), SCALES, "its latest entries"),
-        Text("query 2: its balance at the end of each hour"),
+        Text("\nquery 2: its balance at the end of each hour"),
         Text(terminal_plot(drawn, width=_PLOT_WIDTH)),
     )
 
@@ -141,6 +144,7 @@ def _measurements(findings: Findings, status: ClusterStatus) -> RenderableType:
             f"{findings.batches:,} batches of {transfers / max(1, findings.batches):.0f} on "
             f"average, {syncs:,} syncs, {disk / max(1, transfers):,.0f} bytes on disk per transfer"
         ),
+        Text(""),
         made,
     )
 

@@ -7,7 +7,7 @@ hourly balances. A check that fails is a finding, never an exception, so that al
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from doubloon import (
@@ -151,17 +151,18 @@ class Demo:
         start_s = time.perf_counter()
         async with asyncio.TaskGroup() as lines:
             for shard_id, tally in tallies.items():
-                own = (
-                    p.transfer
-                    for p in self.month
-                    if self._config.shard_of(p.transfer.source) == shard_id
-                )
-                lines.create_task(play(send, batches(own, self.economy.hubs), tally, advance))
+                line = batches(self._transfers_of(shard_id), self.economy.hubs)
+                lines.create_task(play(send, line, tally, advance))
         self._findings.playing_s = time.perf_counter() - start_s
         self._findings.batches = len(self._findings.batch.durations_s)
         for tally in tallies.values():
             self._findings.tally.include(tally)
         self._check_month(unexpected)
+
+    def _transfers_of(self, shard_id: int) -> Iterator[Transfer]:
+        for played in self.month:
+            if self._config.shard_of(played.transfer.source) == shard_id:
+                yield played.transfer
 
     def _sending(self, unexpected: list[str]) -> Send:
         """Return what sends a batch, times it, and notes results that the game did not expect."""
@@ -170,7 +171,8 @@ class Demo:
         async def send(batch: Sequence[Transfer]) -> Sequence[TransferResult]:
             results = await self._findings.batch.timed(self._wallet.transfer_batch(batch))
             for transfer, result in zip(batch, results, strict=True):
-                if result.completed == (transfer.transfer_id in refused):
+                expected = transfer.transfer_id not in refused
+                if result.repeat or result.completed != expected:
                     route = f"{transfer.source} → {transfer.destination}"
                     unexpected.append(f"{route}: {result.status.name}")
             return results

@@ -284,7 +284,8 @@ class LocalCluster:
         except TimeoutError as error:
             log = self.log_file(role, number)
             raise TimeoutError(
-                f"{process} does not serve after {START_TIMEOUT_S:g} s; {log} ends with\n{tail(log)}"
+                f"{process} does not serve after {START_TIMEOUT_S:g} s; "
+                f"{log} ends with\n{tail(log)}"
             ) from error
         finally:
             task.cancel()

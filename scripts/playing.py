@@ -22,7 +22,7 @@ class Tally:
         repeats: had their outcome from earlier, completed or refused.
         refused: by reason, for the first time.
         faulted: by code.
-        samples: the first few that were refused or faulted, each with a line that says why.
+        samples: the first few that were refused or faulted now, each with why.
         stopped: why the rest was not sent; "" when all was.
     """
 
@@ -57,7 +57,7 @@ class Tally:
             why = result.refusal.reason.name
             if result.refusal.differing_field:
                 why += f" ({result.refusal.differing_field} differs)"
-        if why and len(self.samples) < SAMPLES_MAX:
+        if why and not result.repeat and len(self.samples) < SAMPLES_MAX:
             self.samples.append((transfer, why))
         if result.repeat:
             self.repeats += 1

@@ -24,6 +24,7 @@ KILL_GRACE_S = 5.0
 
 POLL_S = 0.02  # an exit is noticed this late; there is no event for a process that is not ours
 TAIL_LINES = 15  # enough for a traceback's end, few enough for a terminal
+TAIL_COLUMNS = 600  # of each: a JSON line may hold a whole traceback
 
 
 class ProcessEnded(Exception):  # noqa: N818 - it says what happened
@@ -172,7 +173,10 @@ def tail(log: Path, lines: int = TAIL_LINES) -> str:
             last = deque(text, lines)
     except FileNotFoundError:
         return "  (there is no log)"
-    return "".join(f"  {line.rstrip()}\n" for line in last).rstrip("\n") or "  (nothing)"
+    return (
+        "".join(f"  {line.rstrip()[:TAIL_COLUMNS]}\n" for line in last).rstrip("\n")
+        or "  (nothing)"
+    )
 
 
 async def end_all(

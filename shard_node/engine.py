@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from cluster.clock import Clock, HybridClock
     from shard_node.books import Account
     from shard_node.checkpointer import StateWriter
-    from shard_node.ledger import Draft, Ledger, OpenStatus
+    from shard_node.ledger import Ledger, OpenStatus
+    from shard_node.memory import Draft
     from shard_node.records import BlockDraft, LogIdentity, TransferRecord
     from shard_node.store import Store
 
@@ -179,7 +180,7 @@ class Engine:
 
     async def start(self, epoch: int) -> None:
         """Begins its tasks, and the epoch in the log; returns when that is durable."""
-        self.ledger.begin_block(self._clock.tick())
+        self.ledger.block.begin(self._clock.tick())
         self.ledger.begin_epoch(epoch)
         for each in (self.committer.run(), self._apply(), self._checkpoint_when_due()):
             task = asyncio.get_running_loop().create_task(each)
@@ -249,7 +250,7 @@ class Engine:
         outcome: list[tuple[Account | None, StatusChange | None]] = []
 
         def change_it() -> None:
-            account = self.ledger.account(account_id)
+            account = self.ledger.memory.account(account_id)
             change = self.ledger.change_status(account, status, reason) if account else None
             outcome.append((account, change))
 
@@ -276,20 +277,37 @@ class Engine:
             instant_us = max(self._wall.now_us(), self._clock.last_us)
         if not self._clock.advance_past(instant_us):
             raise BadRequestError(field, f"{instant_us} lies in the future")
-        if self.ledger.stamp_us <= instant_us:
+        if self.ledger.block.stamp_us <= instant_us:
             self._seal()
         return instant_us
 
-    async def durable_account(self, account_id: int) -> Account:
-        """The account, once all that it shows is durable.
+    async def settle_account(self, account_id: int) -> Account:
+        """Waits until all that an account shows now is durable; returns the account.
+
+        What is posted while it waits bears a later time than any instant settled before, so it is
+        no part of an answer for that instant. The account is good for this turn of the event loop
+        only (later it may have left memory and come back as another object): see `account`.
 
         Raises:
             AccountNotFoundError: it is not open.
         """
-        account = self.ledger.account(account_id)
+        account = self.account(account_id)
+        await self.committer.durable(account.latest_sequence())
+        account = self.account(account_id)
+        while account.changed_sequence > self.committer.durable_sequence:
+            await self.committer.durable(account.changed_sequence)
+            account = self.account(account_id)
+        return account
+
+    def account(self, account_id: int) -> Account:
+        """The account as it is now, durable or not, for this turn of the event loop.
+
+        Raises:
+            AccountNotFoundError: it is not open.
+        """
+        account = self.ledger.memory.account(account_id)
         if account is None:
             raise AccountNotFoundError(f"account {account_id} is not open")
-        await self.committer.durable(account.latest_sequence())
         return account
 
     async def find_transfer(
@@ -300,7 +318,7 @@ class Engine:
         Raises:
             TransferNotFoundError: nothing is recorded under this key.
         """
-        sequence = self.ledger.find_key(transfer_id + KEY_SOURCE.pack(source))
+        sequence = self.ledger.memory.find_key(transfer_id + KEY_SOURCE.pack(source))
         if sequence is None:
             raise TransferNotFoundError("nothing is recorded under this key")
         await self.committer.durable(sequence)
@@ -342,8 +360,8 @@ class Engine:
                 self._on_fatal(error)
                 raise
             self.store.state.refresh()
-            self.ledger.end_checkpoint()
-            while not self.ledger.release(SLICE_RELEASED):  # noqa: ASYNC110 - work, not a wait
+            self.ledger.memory.end_checkpoint()
+            while not self.ledger.memory.release(SLICE_RELEASED):  # noqa: ASYNC110 - work, not a wait
                 await asyncio.sleep(0)
             self._relief.set()
 
@@ -401,14 +419,14 @@ class Engine:
                 self._relief.clear()
                 await self._relief.wait()
             self._turn()
-            if self.ledger.rows_not_checkpointed >= self.limits.checkpoint_rows:
+            if self.ledger.memory.rows_not_checkpointed >= self.limits.checkpoint_rows:
                 self._checkpoint_due.set()
             await asyncio.sleep(0)
 
     def _must_wait(self) -> bool:
         rows_max = CHECKPOINT_BACKLOG * self.limits.checkpoint_rows
         return (
-            self.ledger.rows_not_checkpointed >= rows_max
+            self.ledger.memory.rows_not_checkpointed >= rows_max
             or len(self.store.sealed) * BLOCK_BYTES_MAX > SEALED_BYTES_MAX
         )
 
@@ -418,13 +436,13 @@ class Engine:
         ledger, queue = self.ledger, self._queue
         while queue and left > 0:
             work = queue[0]
-            if ledger.room() < CALL_RECORDS_MAX:
+            if ledger.block.room() < CALL_RECORDS_MAX:
                 self._seal()
-            if not ledger.stamp_us:
-                ledger.begin_block(self._clock.tick())
+            if not ledger.block.stamp_us:
+                ledger.block.begin(self._clock.tick())
             if isinstance(work.command, Batch):
                 batch = work.command
-                wanted = min(left, ledger.room())
+                wanted = min(left, ledger.block.room())
                 decided = ledger.execute(batch, wanted)
                 left -= decided if decided == wanted else left  # loads used up the turn
                 if batch.done < batch.count:
@@ -437,7 +455,7 @@ class Engine:
             self.committer.when_durable(ledger.sequence, work.durable)
 
     def _seal(self) -> None:
-        draft = self.ledger.seal()
+        draft = self.ledger.block.seal()
         if draft is not None:
             self.store.sealed.append(draft)
             self.committer.kick()

@@ -1,7 +1,7 @@
 """The ledger: a pure, deterministic state machine that decides every transfer of a shard.
 
 It imports no gRPC, LMDB, asyncio, clock or randomness. Time comes in as the open block's stamp;
-what is not in memory comes in through `LedgerStore`, a port that answers at once and changes
+what is not in memory comes in through `memory.LedgerStore`, a port that answers at once and changes
 nothing.
 
 Theory of operation. A command is checked completely, in the order of precedence of its refusals;
@@ -9,50 +9,31 @@ after the line that says so it must succeed; then memory changes and one record 
 happened joins the open block. Nothing awaits in between. Whoever drives the ledger seals the block,
 makes it durable, and only then lets the answers go. `replay` applies records of durable blocks to
 memory and never decides anything: memory = fold(log).
-
-Memory holds what no committed checkpoint has yet, and a cache of what one has:
-
-- `epoch` counts checkpoints begun. The first time that an account changes in an epoch it joins the
-  epoch's *touched* accounts. `begin_checkpoint` ends the epoch: its touched accounts become the
-  *draft*, whose rows are taken in slices while commands go on. A command that touches an account of
-  the draft whose rows were not taken yet makes the draft take them first, so every row shows the
-  account as it was when the draft was begun.
-- An account may leave memory when a committed checkpoint has its last change (`committed_epoch`).
-- Keys of the epochs not committed are in two dictionaries, the current and the draft's; older ones
-  are in the state.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import islice
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from cluster.packed import BODY, BODY_BYTES, KEY_BYTES, METADATA_BYTES_MAX, RESULT, DifferingField
+from cluster.packed import BODY, BODY_BYTES, KEY_BYTES, RESULT, DifferingField
 from cluster.refusals import RefusalReason, is_recorded
-from shard_node.books import (
-    BALANCE_MAX_MINOR,
-    HOUR_US,
-    Account,
-    Balance,
-    account_row,
-    period_row,
-)
+from shard_node.books import BALANCE_MAX_MINOR, HOUR_US, Account, Balance
+from shard_node.memory import Memory
+from shard_node.open_block import OpenBlock
 from shard_node.records import (
     ACCOUNT,
-    BLOCK_BYTES_MAX,
-    BLOCK_RECORDS_MAX,
     EFFECTS,
     EPOCH,
-    HASH_BYTES,
-    HEADER_BYTES,
-    RECORD_BYTES,
     BlockDraft,
     RecordKind,
     pack_bare_effects,
     records_of,
 )
+
+if TYPE_CHECKING:
+    from shard_node.memory import Draft, LedgerStore
 
 IMPORT_SHIFT_MAX_US: Final = HOUR_US
 """How far an import may be moved forward to stand behind the account's latest entry."""
@@ -72,26 +53,6 @@ STATUS_CLOSED: Final = 3
 _SOURCE, _DESTINATION, _CURRENCY, _LENGTH = 1, 2, 6, 7
 
 _RECORDED: Final = frozenset(reason for reason in RefusalReason if is_recorded(reason))
-_HEAP_BYTES_MAX: Final = BLOCK_BYTES_MAX - HEADER_BYTES - HASH_BYTES
-
-
-class LedgerStore(Protocol):
-    """What the ledger asks for when memory does not have it.
-
-    Answers come from committed state and from the log; asking changes nothing.
-    """
-
-    def load_account(self, account_id: int) -> Account | None:
-        """The account as the latest committed checkpoint has it; None = it was never opened."""
-        ...
-
-    def find_keys(self, keys: list[bytes]) -> dict[bytes, int]:
-        """Those of `keys` that the latest committed checkpoint knows, with their sequences."""
-        ...
-
-    def read_transfer(self, sequence: int) -> tuple[bytes, bytes]:
-        """The 128 bytes and the metadata of a transfer's record in a sealed block."""
-        ...
 
 
 @dataclass(slots=True)
@@ -134,60 +95,6 @@ class StatusChange(IntEnum):
     HOLDS_MONEY = 4
 
 
-class Draft:
-    """A checkpoint being taken: the rows of everything that changed up to `sequence`.
-
-    Attributes:
-        epoch: the epoch that it ends.
-        first_sequence, sequence: the records since the checkpoint before it, up to its own last.
-    """
-
-    def __init__(
-        self, epoch: int, first_sequence: int, sequence: int, waiting: dict[int, Account]
-    ) -> None:
-        self.epoch = epoch
-        self.first_sequence = first_sequence
-        self.sequence = sequence
-        self._waiting = waiting
-        self._account_rows: list[tuple[bytes, bytes]] = []
-        self._period_rows: list[tuple[bytes, bytes]] = []
-        self._closed: list[tuple[Balance, int]] = []
-
-    def take(
-        self, accounts_max: int
-    ) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
-        """The next (account, period) rows, of about so many accounts; none = all are taken."""
-        for account_id in list(islice(self._waiting, accounts_max)):
-            self._take_account(self._waiting.pop(account_id))
-        rows = self._account_rows, self._period_rows
-        self._account_rows, self._period_rows = [], []
-        return rows
-
-    def about_to_change(self, account: Account) -> None:
-        """Takes the account's rows now if that has not been done."""
-        if self._waiting.pop(account.account_id, None) is not None:
-            self._take_account(account)
-
-    def forget_closed(self, balances_max: int) -> bool:
-        """Drops closed periods that the committed checkpoint has; True when none is left."""
-        for _ in range(min(balances_max, len(self._closed))):
-            balance, count = self._closed.pop()
-            del balance.closed[:count]
-        return not self._closed
-
-    def _take_account(self, account: Account) -> None:
-        if account.changed_sequence >= self.first_sequence:
-            self._account_rows.append(account_row(account))
-        for currency, balance in account.balances.items():
-            current = balance.current()
-            if current is None or balance.last_sequence < self.first_sequence:
-                continue
-            rows = [*balance.closed, current]
-            self._period_rows.extend(period_row(account.account_id, currency, row) for row in rows)
-            if balance.closed:
-                self._closed.append((balance, len(balance.closed)))
-
-
 class Ledger:
     """The books of one shard. See the module's docstring.
 
@@ -195,71 +102,26 @@ class Ledger:
         log_id: names its records.
         store: answers for what memory does not have.
         sequence: of the latest record that the store's state is true up to.
-        accounts_max: how many accounts to keep in memory besides those that changed since the
-            latest committed checkpoint.
+        accounts_max: see `Memory`.
+
+    Attributes:
+        memory: accounts, keys, checkpoints.
+        block: what was recorded and not sealed yet.
+        completed_count, refused_count, repeated_count: transfers answered so, the first two for
+            the first time, since the ledger was made.
     """
 
     def __init__(self, log_id: int, store: LedgerStore, sequence: int, accounts_max: int) -> None:
         self.log_id = log_id
-        self.sequence = sequence
+        self.memory = Memory(store, sequence, accounts_max)
+        self.block = OpenBlock(sequence)
         self.completed_count = self.refused_count = self.repeated_count = 0
         self._store = store
-        self._accounts_max = accounts_max
-        self._accounts: dict[int, Account] = {}
-        self._keys: dict[bytes, int] = {}
-        self._draft_keys: dict[bytes, int] = {}
-        self._touched: dict[int, Account] = {}
-        self._epoch = 1
-        self._committed_epoch = 0
-        self._draft: Draft | None = None
-        self._draft_from = sequence + 1
-        self._to_review = 0
-        self._stamp_us = 0
-        self._first_sequence = sequence + 1
-        self._parts: list[bytes] = []
-        self._heap: list[bytes] = []
-        self._heap_bytes = 0
-
-    # --- what the driver sees -------------------------------------------------------------------
 
     @property
-    def stamp_us(self) -> int:
-        """The open block's stamp; 0 = none is open."""
-        return self._stamp_us
-
-    @property
-    def accounts_cached(self) -> int:
-        """Accounts in memory."""
-        return len(self._accounts)
-
-    @property
-    def rows_not_checkpointed(self) -> int:
-        """What a driver bounds by beginning a checkpoint: accounts touched and keys recorded."""
-        return len(self._touched) + len(self._keys)
-
-    def begin_block(self, stamp_us: int) -> None:
-        """Opens a block with the time of all its records; later than every block before."""
-        assert not self._stamp_us, "the open block must be sealed first"
-        self._stamp_us = stamp_us
-
-    def room(self) -> int:
-        """How many more commands fit the open block for certain, whatever metadata they carry."""
-        by_count = BLOCK_RECORDS_MAX - (self.sequence + 1 - self._first_sequence)
-        used = (self.sequence + 1 - self._first_sequence) * RECORD_BYTES + self._heap_bytes
-        return min(by_count, (_HEAP_BYTES_MAX - used) // (RECORD_BYTES + METADATA_BYTES_MAX))
-
-    def seal(self) -> BlockDraft | None:
-        """Ends the open block and hands it over; None when nothing was recorded in it."""
-        stamp_us, self._stamp_us = self._stamp_us, 0
-        count = self.sequence + 1 - self._first_sequence
-        if not count:
-            return None
-        draft = BlockDraft(
-            self._first_sequence, count, stamp_us, b"".join(self._parts), b"".join(self._heap)
-        )
-        self._first_sequence = self.sequence + 1
-        self._parts, self._heap, self._heap_bytes = [], [], 0
-        return draft
+    def sequence(self) -> int:
+        """Of the latest record, durable or not."""
+        return self.block.sequence
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -271,12 +133,12 @@ class Ledger:
         Returns:
             How many it decided, at least 1 of those left.
         """
-        assert self._stamp_us, "a block must be open"
         start = batch.done * BODY_BYTES
         bodies = batch.bodies[start : start + transfers_max * BODY_BYTES]
         keys = [bodies[at : at + KEY_BYTES] for at in range(0, len(bodies), BODY_BYTES)]
         known = self._store.find_keys(keys)
-        recent, draft_keys, accounts = self._keys, self._draft_keys, self._accounts
+        memory = self.memory
+        recent, draft_keys, accounts = memory.keys, memory.draft_keys, memory.accounts
         answer, metadata_at = batch.results.append, batch.metadata_at
         loads, done = 0, 0
         for key, fields in zip(keys, BODY.iter_unpack(bodies), strict=True):
@@ -288,13 +150,15 @@ class Ledger:
             if length := fields[_LENGTH]:
                 metadata = batch.metadata[metadata_at : metadata_at + length]
                 metadata_at += length
-            earlier = recent.get(key) or draft_keys.get(key) or known.get(key)
+            if earlier := recent.get(key) or draft_keys.get(key) or known.get(key):
+                answer(self._answer_known(body, fields, metadata, earlier))
+                continue
             source, destination = accounts.get(fields[_SOURCE]), accounts.get(fields[_DESTINATION])
             if source is None:
-                source, loads = self._load(fields[_SOURCE]), loads + 1
+                source, loads = memory.load(fields[_SOURCE]), loads + 1
             if destination is None:
-                destination, loads = self._load(fields[_DESTINATION]), loads + 1
-            answer(self._decide(body, fields, metadata, earlier, source, destination))
+                destination, loads = memory.load(fields[_DESTINATION]), loads + 1
+            answer(self._decide(body, fields, metadata, source, destination))
         batch.done += done
         batch.metadata_at = metadata_at
         return done
@@ -304,21 +168,14 @@ class Ledger:
         body: bytes,
         fields: tuple[Any, ...],
         metadata: bytes,
-        earlier: int | None,
         source: Account | None,
         destination: Account | None,
     ) -> bytes:
-        """Decides one transfer. The checks stand in the order of precedence of their refusals."""
-        _, source_id, destination_id, amount, _, import_us, currency, _, _ = fields
-        source_us = destination_us = self._stamp_us
-        if amount <= 0:
-            return _refused(RefusalReason.BAD_AMOUNT)
-        if source_id == destination_id:
-            return _refused(RefusalReason.SAME_ACCOUNT)
-        if not currency:
-            return _refused(RefusalReason.UNKNOWN_CURRENCY)
-        if earlier:
-            return self._repeat(body, metadata, earlier)
+        """Decides one new transfer: its checks, in the order of precedence of their refusals."""
+        amount, import_us, currency = fields[3], fields[5], fields[6]
+        source_us = destination_us = stamp_us = self.block.stamp_us
+        if reason := _request_refusal(fields):
+            return _refused(reason)
         if source is None:
             return self._refuse(RefusalReason.SOURCE_UNKNOWN, body, metadata, source)
         if destination is None:
@@ -327,7 +184,7 @@ class Ledger:
             reason = _status_refusal(source.status, destination.status)
             return self._refuse(reason, body, metadata, source)
         if import_us:
-            if import_us > self._stamp_us:
+            if import_us > stamp_us:
                 return _refused(RefusalReason.IMPORT_IN_FUTURE)
             source_us = max(import_us, source.latest_time_us())
             destination_us = max(import_us, destination.latest_time_us())
@@ -342,35 +199,54 @@ class Ledger:
             return self._refuse(RefusalReason.BALANCE_CAP_EXCEEDED, body, metadata, source)
 
         # Point of no return: from here on the transfer must succeed.
-        epoch = self._epoch
-        if source.touched_epoch != epoch:
-            self._touch(source)
-        if destination.touched_epoch != epoch:
-            self._touch(destination)
+        self.memory.touch(source)
+        self.memory.touch(destination)
         paying = paying or self._new_balance(source, currency)
         paid = paid or self._new_balance(destination, currency)
-        self._append(
-            body,
-            EFFECTS.pack(
-                RecordKind.TRANSFER,
-                0,
-                self._add_to_heap(metadata) if metadata else 0,
-                source_minor,
-                destination_minor,
-                paying.last_sequence,
-                paid.last_sequence,
-                source_us,
-                destination_us,
-                paying.last_log,
-                paid.last_log,
-            ),
+        effects = EFFECTS.pack(
+            RecordKind.TRANSFER,
+            0,
+            self.block.add_to_heap(metadata) if metadata else 0,
+            source_minor,
+            destination_minor,
+            paying.last_sequence,
+            paid.last_sequence,
+            source_us,
+            destination_us,
+            paying.last_log,
+            paid.last_log,
         )
-        sequence = self.sequence
-        self._keys[body[:KEY_BYTES]] = sequence
+        sequence = self.block.append(body, effects)
+        self.memory.keys[body[:KEY_BYTES]] = sequence
         paying.post_outgoing(amount, source_minor, sequence, source_us)
         paid.post_incoming(amount, destination_minor, sequence, destination_us)
         self.completed_count += 1
         return RESULT.pack(COMPLETED, 0, 0, 0, source_us, source_minor)
+
+    def _answer_known(
+        self, body: bytes, fields: tuple[Any, ...], metadata: bytes, earlier: int
+    ) -> bytes:
+        """Promise 3, exactly once: the recorded outcome for the same body, a refusal for another.
+
+        What a request alone is refused for takes precedence over both.
+        """
+        if reason := _request_refusal(fields):
+            return _refused(reason)
+        record, recorded_metadata = self.read_transfer(earlier)
+        if record[:BODY_BYTES] != body or recorded_metadata != metadata:
+            differing = first_difference(record[:BODY_BYTES], recorded_metadata, body, metadata)
+            return _refused(RefusalReason.KEY_REUSED, differing)
+        effects = EFFECTS.unpack_from(record, BODY_BYTES)
+        recorded_reason, source_minor, source_us = effects[1], effects[3], effects[7]
+        self.repeated_count += 1
+        status = REFUSED if recorded_reason else COMPLETED
+        return RESULT.pack(status, recorded_reason, 0, 1, source_us, source_minor)
+
+    def read_transfer(self, sequence: int) -> tuple[bytes, bytes]:
+        """A transfer's record (128 bytes) and metadata, wherever it is."""
+        if sequence >= self.block.first_sequence:
+            return self.block.read_transfer(sequence)
+        return self._store.read_transfer(sequence)
 
     def open_account(
         self, account_id: int, kind: int, floor_minor: int, cap_minor: int
@@ -390,7 +266,7 @@ class Ledger:
             "checked by the caller"
         )
         cap_minor = cap_minor or BALANCE_MAX_MINOR
-        account = self.account(account_id)
+        account = self.memory.account(account_id)
         if account is not None:
             if account.kind != kind:
                 return OpenStatus.DIFFERS, "kind"
@@ -401,9 +277,9 @@ class Ledger:
             return OpenStatus.REPEAT, ""
 
         # Point of no return.
-        time_us = self._stamp_us
+        time_us = self.block.stamp_us
         body = ACCOUNT.pack(account_id, floor_minor, cap_minor, time_us, 0, kind, STATUS_ACTIVE)
-        self._append(body, pack_bare_effects(RecordKind.ACCOUNT_OPENED))
+        self.block.append(body, pack_bare_effects(RecordKind.ACCOUNT_OPENED))
         self._apply_opened(self.sequence, body)
         return OpenStatus.OPENED, ""
 
@@ -419,145 +295,77 @@ class Ledger:
         # Point of no return.
         text = reason.encode()
         body = ACCOUNT.pack(
-            account.account_id, 0, 0, self._stamp_us, len(text), account.kind, status
+            account.account_id, 0, 0, self.block.stamp_us, len(text), account.kind, status
         )
-        offset = self._add_to_heap(text)
-        self._append(body, pack_bare_effects(RecordKind.ACCOUNT_STATUS_CHANGED, offset))
+        offset = self.block.add_to_heap(text)
+        self.block.append(body, pack_bare_effects(RecordKind.ACCOUNT_STATUS_CHANGED, offset))
         self._apply_status(self.sequence, body, text)
         return StatusChange.CHANGED
 
     def begin_epoch(self, epoch: int) -> None:
         """Records that the driver took over the log under this epoch."""
-        body = EPOCH.pack(epoch, self._stamp_us)
-        self._append(body, pack_bare_effects(RecordKind.EPOCH_BEGAN))
-
-    # --- reading --------------------------------------------------------------------------------
-
-    def account(self, account_id: int) -> Account | None:
-        """The account as of every record so far, durable or not; None = not open."""
-        return self._accounts.get(account_id) or self._load(account_id)
-
-    def find_key(self, key: bytes) -> int | None:
-        """The sequence of the record under a transfer's key; None = none so far."""
-        recent = self._keys.get(key) or self._draft_keys.get(key)
-        return recent or self._store.find_keys([key]).get(key)
-
-    def read_transfer(self, sequence: int) -> tuple[bytes, bytes]:
-        """A transfer's record and metadata, from the open block or from the store."""
-        if sequence < self._first_sequence:
-            return self._store.read_transfer(sequence)
-        at = 2 * (sequence - self._first_sequence)
-        body, effects = self._parts[at : at + 2]
-        length = BODY.unpack(body)[_LENGTH]
-        offset = EFFECTS.unpack(effects)[2]
-        return body + effects, b"".join(self._heap)[offset : offset + length]
+        body = EPOCH.pack(epoch, self.block.stamp_us)
+        self.block.append(body, pack_bare_effects(RecordKind.EPOCH_BEGAN))
 
     # --- replay ---------------------------------------------------------------------------------
 
     def replay(self, block: BlockDraft) -> None:
         """Applies the records of a durable block that follows `sequence`. Decides nothing."""
         assert block.first_sequence == self.sequence + 1, "blocks are replayed in order"
-        for record in records_of(block):
-            self.sequence += 1
+        for sequence, record in enumerate(records_of(block), block.first_sequence):
             body, kind = record[:BODY_BYTES], record[BODY_BYTES]
             if kind == RecordKind.TRANSFER:
-                self._apply_transfer(body, EFFECTS.unpack_from(record, BODY_BYTES))
+                self._apply_transfer(sequence, body, EFFECTS.unpack_from(record, BODY_BYTES))
             elif kind == RecordKind.ACCOUNT_OPENED:
-                self._apply_opened(self.sequence, body)
+                self._apply_opened(sequence, body)
             elif kind == RecordKind.ACCOUNT_STATUS_CHANGED:
                 offset = EFFECTS.unpack_from(record, BODY_BYTES)[2]
                 text = block.heap[offset : offset + ACCOUNT.unpack(body)[4]]
-                self._apply_status(self.sequence, body, text)
+                self._apply_status(sequence, body, text)
             else:
-                assert kind == RecordKind.EPOCH_BEGAN, f"record {self.sequence} is of kind {kind}"
-        self._first_sequence = self.sequence + 1
+                assert kind == RecordKind.EPOCH_BEGAN, f"record {sequence} is of kind {kind}"
+        self.block.skip(block.count)
 
-    def _apply_transfer(self, body: bytes, effects: tuple[Any, ...]) -> None:
-        self._keys[body[:KEY_BYTES]] = self.sequence
+    def _apply_transfer(self, sequence: int, body: bytes, effects: tuple[Any, ...]) -> None:
+        self.memory.keys[body[:KEY_BYTES]] = sequence
         _, reason, _, source_minor, destination_minor, _, _, source_us, destination_us, _, _ = (
             effects
         )
         if reason:
             return
         _, source_id, destination_id, amount, _, _, currency, _, _ = BODY.unpack(body)
-        source, destination = self.account(source_id), self.account(destination_id)
-        assert source, f"record {self.sequence} pays from account {source_id}, which is not open"
-        assert destination, (
-            f"record {self.sequence} pays account {destination_id}, which is not open"
-        )
+        source, destination = self.memory.account(source_id), self.memory.account(destination_id)
+        assert source, f"record {sequence} pays from account {source_id}, which is not open"
+        assert destination, f"record {sequence} pays account {destination_id}, which is not open"
         paying = self._balance_to_change(source, currency)
         paid = self._balance_to_change(destination, currency)
-        assert paying.minor - amount == source_minor, f"record {self.sequence}: source's balance"
-        assert paid.minor + amount == destination_minor, f"record {self.sequence}: destination's"
-        paying.post_outgoing(amount, source_minor, self.sequence, source_us)
-        paid.post_incoming(amount, destination_minor, self.sequence, destination_us)
+        assert paying.minor - amount == source_minor, f"record {sequence}: source's balance"
+        assert paid.minor + amount == destination_minor, f"record {sequence}: destination's"
+        paying.post_outgoing(amount, source_minor, sequence, source_us)
+        paid.post_incoming(amount, destination_minor, sequence, destination_us)
 
     def _apply_opened(self, sequence: int, body: bytes) -> None:
         account_id, floor_minor, cap_minor, time_us, _, kind, status = ACCOUNT.unpack(body)
         account = Account(account_id, kind, status, floor_minor, cap_minor, time_us)
         account.changed_sequence = sequence
-        self._accounts[account_id] = account
-        self._touch(account)
+        self.memory.touch(account)
 
     def _apply_status(self, sequence: int, body: bytes, reason: bytes) -> None:
         account_id, _, _, time_us, _, _, status = ACCOUNT.unpack(body)
-        account = self.account(account_id)
+        account = self.memory.account(account_id)
         assert account, f"record {sequence} changes account {account_id}, which is not open"
-        self._touch(account)
+        self.memory.touch(account)
         account.status, account.status_time_us = status, time_us
         account.status_reason, account.changed_sequence = reason.decode(), sequence
 
     # --- checkpoints ----------------------------------------------------------------------------
 
     def begin_checkpoint(self) -> Draft:
-        """Ends the epoch, between blocks: the draft covers every record so far."""
-        assert self._draft is None, "one checkpoint at a time"
-        assert self._first_sequence == self.sequence + 1, "a checkpoint stands between blocks"
-        self._draft = Draft(self._epoch, self._draft_from, self.sequence, self._touched)
-        self._draft_from = self.sequence + 1
-        self._draft_keys, self._keys = self._keys, {}
-        self._touched = {}
-        self._epoch += 1
-        return self._draft
-
-    def end_checkpoint(self) -> None:
-        """The draft is committed: what it holds may leave memory (see `release`)."""
-        assert self._draft is not None, "no checkpoint was begun"
-        self._committed_epoch = self._draft.epoch
-        self._to_review = len(self._accounts)
-
-    def release(self, items_max: int) -> bool:
-        """Lets go of some of what the committed draft holds; True when nothing is left of it.
-
-        In slices, because dropping a million keys at once would stall the event loop.
-        """
-        draft = self._draft
-        if draft is None:
-            return True
-        assert draft.epoch <= self._committed_epoch, "the checkpoint must be committed first"
-        keys = self._draft_keys
-        for _ in range(min(items_max, len(keys))):
-            keys.popitem()
-        reviewed = min(items_max, self._to_review)
-        self._to_review -= reviewed
-        self._make_room(reviewed)
-        if keys or self._to_review or not draft.forget_closed(items_max):
-            return False
-        self._draft = None
-        return True
+        """Begins a checkpoint, between blocks, of every record so far."""
+        assert self.block.count == 0, "a checkpoint stands between blocks"
+        return self.memory.begin_checkpoint(self.sequence)
 
     # --- small parts ----------------------------------------------------------------------------
-
-    def _append(self, body: bytes, effects: bytes) -> None:
-        self.sequence += 1
-        self._parts.append(body)
-        self._parts.append(effects)
-
-    def _add_to_heap(self, data: bytes) -> int:
-        offset = self._heap_bytes
-        self._heap.append(data)
-        self._heap_bytes += len(data)
-        return offset
 
     def _refuse(
         self, reason: RefusalReason, body: bytes, metadata: bytes, source: Account | None
@@ -566,63 +374,21 @@ class Ledger:
         assert reason in _RECORDED, "what depends on the request alone leaves no record"
         currency = BODY.unpack(body)[_CURRENCY]
         paying = source.balances.get(currency) if source else None
-        minor, stamp_us = paying.minor if paying else 0, self._stamp_us
-        offset = self._add_to_heap(metadata) if metadata else 0
+        minor, stamp_us = paying.minor if paying else 0, self.block.stamp_us
+        offset = self.block.add_to_heap(metadata) if metadata else 0
         effects = (RecordKind.TRANSFER, reason, offset, minor, 0, 0, 0, stamp_us, stamp_us, 0, 0)
-        self._append(body, EFFECTS.pack(*effects))
-        self._keys[body[:KEY_BYTES]] = self.sequence
+        self.block.append(body, EFFECTS.pack(*effects))
+        self.memory.keys[body[:KEY_BYTES]] = self.sequence
         self.refused_count += 1
         return RESULT.pack(REFUSED, reason, 0, 0, stamp_us, minor)
 
-    def _repeat(self, body: bytes, metadata: bytes, earlier: int) -> bytes:
-        """Promise 3: the recorded outcome for the same body, a refusal for another."""
-        record, recorded_metadata = self.read_transfer(earlier)
-        if record[:BODY_BYTES] != body or recorded_metadata != metadata:
-            differing = first_difference(record[:BODY_BYTES], recorded_metadata, body, metadata)
-            return _refused(RefusalReason.KEY_REUSED, differing)
-        effects = EFFECTS.unpack_from(record, BODY_BYTES)
-        reason, source_minor, source_us = effects[1], effects[3], effects[7]
-        self.repeated_count += 1
-        status = REFUSED if reason else COMPLETED
-        return RESULT.pack(status, reason, 0, 1, source_us, source_minor)
-
-    def _touch(self, account: Account) -> None:
-        """Must be called before an account changes: see the module's docstring."""
-        if account.touched_epoch == self._epoch:
-            return
-        if self._draft is not None:
-            self._draft.about_to_change(account)
-        account.touched_epoch = self._epoch
-        self._touched[account.account_id] = account
-        # Loading the other account of the same transfer may just have pushed this one out.
-        self._accounts[account.account_id] = account
-
     def _balance_to_change(self, account: Account, currency: int) -> Balance:
-        self._touch(account)
+        self.memory.touch(account)
         return account.balances.get(currency) or self._new_balance(account, currency)
 
     def _new_balance(self, account: Account, currency: int) -> Balance:
         balance = account.balances[currency] = Balance(currency, self.log_id)
         return balance
-
-    def _load(self, account_id: int) -> Account | None:
-        account = self._store.load_account(account_id)
-        if account is not None:
-            self._make_room(2)  # more than one comes in, so the cache shrinks after a burst
-            self._accounts[account_id] = account
-        return account
-
-    def _make_room(self, accounts_max: int) -> None:
-        """Reviews so many accounts, oldest first, while there are too many in memory.
-
-        Those that a committed checkpoint has leave; the others go to the back of the queue.
-        """
-        accounts = self._accounts
-        excess = len(accounts) + 1 - self._accounts_max
-        for account_id in list(islice(accounts, max(0, min(accounts_max, excess)))):
-            account = accounts.pop(account_id)
-            if account.touched_epoch > self._committed_epoch:
-                accounts[account_id] = account
 
 
 def first_difference(
@@ -646,6 +412,15 @@ def first_difference(
 def _refused(reason: RefusalReason, differing: DifferingField = DifferingField.NONE) -> bytes:
     """The answer for a refusal that leaves no record."""
     return RESULT.pack(REFUSED, reason, differing, 0, 0, 0)
+
+
+def _request_refusal(fields: tuple[Any, ...]) -> RefusalReason | None:
+    """The refusals that no record can take precedence over."""
+    if fields[3] <= 0:
+        return RefusalReason.BAD_AMOUNT
+    if fields[_SOURCE] == fields[_DESTINATION]:
+        return RefusalReason.SAME_ACCOUNT
+    return None if fields[_CURRENCY] else RefusalReason.UNKNOWN_CURRENCY
 
 
 def _status_refusal(source: int, destination: int) -> RefusalReason:

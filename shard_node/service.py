@@ -146,7 +146,7 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
     ) -> wallet_service_pb2.GetAccountResponse:
         """Tells an account's attributes."""
         self._check_target(context)
-        account = await self._durable(request.account_id)
+        account = await self._settle(request.account_id)
         return wallet_service_pb2.GetAccountResponse(account=answers.account(account))
 
     async def GetBalances(  # noqa: N802 - the contract's name
@@ -155,14 +155,15 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Tells an account's balances at an instant."""
         self._check_target(context)
         as_of_us = self._instant(request.as_of_us, "as_of_us")
-        account = await self._durable(request.account_id)
+        account = await self._settle(request.account_id)
         numbers = sorted(account.balances)
         codes = await self._currencies.codes(numbers)
         balances = []
-        for number in numbers:
-            totals = self._history(account, number).totals_at(as_of_us)
+        for history in self._histories(request.account_id, numbers):
+            totals = history.totals_at(as_of_us)
             if totals.last_time_us:
-                balances.append(answers.balance(codes[number], totals, account.floor_minor))
+                code = codes[history.currency]
+                balances.append(answers.balance(code, totals, account.floor_minor))
         return wallet_service_pb2.GetBalancesResponse(as_of_us=as_of_us, balances=balances)
 
     async def GetFlows(  # noqa: N802 - the contract's name
@@ -175,15 +176,14 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         only = self._currencies.number(request.currency, "currency") if request.currency else 0
         to_us = self._instant(request.as_of_us, "as_of_us")
         from_us = to_us - (request.window_us or DAY_US)
-        account = await self._durable(request.account_id)
+        account = await self._settle(request.account_id)
         numbers = [only] if only else sorted(account.balances)
         codes = await self._currencies.codes(numbers)
         flows = []
-        for number in numbers:
-            history = self._history(account, number)
-            end = history.totals_at(to_us)
+        for history in self._histories(request.account_id, numbers):
+            start, end = history.totals_at(from_us), history.totals_at(to_us)
             if only or end.last_time_us:
-                flows.append(answers.flows(codes[number], history.totals_at(from_us), end))
+                flows.append(answers.flows(codes[history.currency], start, end))
         return wallet_service_pb2.GetFlowsResponse(from_us=from_us, to_us=to_us, flows=flows)
 
     async def GetBalanceSeries(  # noqa: N802 - the contract's name
@@ -202,8 +202,9 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
             raise _bad("from_us", "lies after to_us")
         if (last_us - first_us) // HOUR_US >= SERIES_HOURS_MAX:
             raise _bad("from_us", f"more than {SERIES_HOURS_MAX} hours before to_us")
-        account = await self._durable(request.account_id)
-        opening, hours = self._history(account, number).series(first_us, to_us)
+        await self._settle(request.account_id)
+        (history,) = self._histories(request.account_id, [number])
+        opening, hours = history.series(first_us, to_us)
         return answers.series(to_us, opening, hours)
 
     async def ListEntries(  # noqa: N802 - the contract's name
@@ -221,7 +222,7 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         to_us = request.to_us or self._instant(0, "to_us") + 1
         if to_us < request.from_us:
             raise _bad("to_us", "lies before from_us")
-        account = await self._durable(request.account_id)
+        account = await self._settle(request.account_id)
         numbers = [only] if only else sorted(account.balances)
         codes = await self._currencies.codes(numbers)
         wanted = StatementRequest(
@@ -234,7 +235,7 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
             request.page_token,
         )
         try:
-            legs, token = statement([self._history(account, each) for each in numbers], wanted)
+            legs, token = statement(self._histories(account.account_id, numbers), wanted)
         except errors.BadRequestError as error:
             raise as_fault(error) from error
         store, log_id = self._engine.store, self._engine.identity.shard_id
@@ -311,14 +312,17 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         except errors.BadRequestError as error:
             raise as_fault(error) from error
 
-    async def _durable(self, account_id: int) -> Account:
+    async def _settle(self, account_id: int) -> Account:
         try:
-            return await self._engine.durable_account(account_id)
+            return await self._engine.settle_account(account_id)
         except errors.ShardNodeError as error:
             raise as_fault(error) from error
 
-    def _history(self, account: Account, currency: int) -> AccountHistory:
-        return AccountHistory(self._engine.ledger, self._engine.store, account, currency)
+    def _histories(self, account_id: int, currencies: list[int]) -> list[AccountHistory]:
+        """The account's histories, to be read before anything is awaited."""
+        engine = self._engine
+        account = engine.account(account_id)
+        return [AccountHistory(engine.ledger, engine.store, account, each) for each in currencies]
 
 
 def as_fault(error: errors.ShardNodeError) -> Fault:

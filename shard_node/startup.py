@@ -139,7 +139,7 @@ def recover(
         check_follows(before, block)
         ledger.replay(block.draft)
         before = block
-        if ledger.rows_not_checkpointed >= limits.checkpoint_rows:
+        if ledger.memory.rows_not_checkpointed >= limits.checkpoint_rows:
             checkpoint_now(identity, ledger, store, writer)
     last = store.log.last
     if last is not None and (before is None or before.hash != last.hash):
@@ -158,8 +158,8 @@ def checkpoint_now(
         writer.add(*rows)
     writer.write(Checkpoint.of(identity, store.log, draft.first_sequence, draft.sequence))
     store.state.refresh()
-    ledger.end_checkpoint()
-    while not ledger.release(1_000_000):
+    ledger.memory.end_checkpoint()
+    while not ledger.memory.release(1_000_000):
         pass
 
 

@@ -73,7 +73,7 @@ class StatusReporter:
             log_syncs=engine.committer.appends,
             log_bytes=store.log.used_bytes(),
             state_bytes=store.state.used_bytes(),
-            accounts_cached=ledger.accounts_cached,
+            accounts_cached=len(ledger.memory.accounts),
             memory_bytes=anonymous_memory_bytes(),
             longest_turn_us=self._longest_turn_us(),
             clock_us=engine.clock_us,

@@ -94,7 +94,7 @@ def _verify(
             continue
         ledger.replay(block.draft)
         at_end = ledger.sequence == checkpoint.sequence
-        if at_end or ledger.rows_not_checkpointed >= limits.checkpoint_rows:
+        if at_end or ledger.memory.rows_not_checkpointed >= limits.checkpoint_rows:
             checkpoint_now(identity, ledger, store, writer)
         if time.monotonic() - last_told > PROGRESS_S:
             last_told = time.monotonic()

@@ -10,6 +10,8 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
@@ -39,14 +41,9 @@ class LoopThread:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine on the loop and return what it returns, from any other thread."""
-        waiting = asyncio.run_coroutine_threadsafe(work(), self._loop)
-        try:
-            return waiting.result()
-        except BaseException:
-            waiting.cancel()  # an interrupt ends the call as well; after its own error this is idle
-            raise
+    def start(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Begin to run a coroutine on the loop, from any other thread, after those begun before."""
+        return asyncio.run_coroutine_threadsafe(work(), self._loop)
 
     def stop(self) -> None:
         """End the loop and the thread."""
@@ -65,7 +62,7 @@ class Blocking(Generic[AsyncT]):
 
     def __init__(self, client: AsyncT) -> None:
         self._client = client
-        self._closing = threading.Lock()
+        self._starting = threading.Lock()
         self._thread: LoopThread | None = LoopThread(f"doubloon-{type(self).__name__}")
 
     def __enter__(self) -> Self:
@@ -81,17 +78,22 @@ class Blocking(Generic[AsyncT]):
 
     def close(self) -> None:
         """Take no more calls, wait for those in progress (each has its deadline), disconnect."""
-        with self._closing:
+        with self._starting:
             thread, self._thread = self._thread, None
-            if thread is not None:
-                thread.run(self._client.close)
-                thread.stop()
+        if thread is not None:
+            thread.start(self._client.close).result()
+            thread.stop()
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        thread = self._thread
-        if thread is None:
-            raise ClientClosed("the client is closed")
-        return thread.run(work)
+        with self._starting:  # so that a loop that is about to stop is given nothing more
+            if self._thread is None:
+                raise ClientClosed("the client is closed")
+            answer = self._thread.start(work)
+        try:
+            return answer.result()
+        except BaseException:
+            answer.cancel()  # an interrupt ends the call as well; a call that failed has ended
+            raise
 
 
 def _blocking(
@@ -189,7 +191,8 @@ class Client(Blocking[AsyncClient]):
             while stream.unanswered:
                 yield self._run(stream.get_next)
         finally:
-            self._run(stream.close)
+            with suppress(ClientClosed):  # then the stream has ended already
+                self._run(stream.close)
 
     async def _open_stream(self, window: int) -> TransferStream:
         return self._client.open_stream(window)

@@ -89,23 +89,15 @@ class Caller:
         Raises:
             ClientClosed: they are closed, or about to be.
         """
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end()
-
-    def begin(self) -> None:
-        """Begin what `end` ends; see `in_progress`."""
         if self._closing:
             raise ClientClosed("the client is closed")
         self._in_progress += 1
-
-    def end(self) -> None:
-        """End what `begin` began."""
-        self._in_progress -= 1
-        if self._idle is not None and not self._in_progress:
-            self._idle.set()
+        try:
+            yield
+        finally:
+            self._in_progress -= 1
+            if self._idle is not None and not self._in_progress:
+                self._idle.set()
 
     async def close(self) -> None:
         """Take no more calls, wait for those in progress (each has its deadline), disconnect."""

@@ -57,8 +57,8 @@ class Router:
     def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
         self.address = address
         self.channel = channel
-        self.wallet: "WalletServiceAsyncStub" = WalletServiceStub(channel)
-        self.admin: "AdminServiceAsyncStub" = AdminServiceStub(channel)
+        self.wallet: WalletServiceAsyncStub = WalletServiceStub(channel)
+        self.admin: AdminServiceAsyncStub = AdminServiceStub(channel)
 
 
 class Routers:

@@ -1,7 +1,7 @@
 """The asyncio client of the wallet service."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from typing import Final
 
 from doubloon import wire
@@ -208,7 +208,7 @@ class AsyncClient(Closing):
 
     async def stream_transfers(
         self, batches: AsyncIterable[Sequence[Transfer]], *, window: int = WINDOW_DEFAULT
-    ) -> AsyncIterator[list[TransferResult]]:
+    ) -> AsyncGenerator[list[TransferResult], None]:
         """Make batches of 1 … 8,192 transfers, `window` of them in flight, until `batches` ends.
 
         Batches in flight together are unordered among each other, as transfers are.
@@ -285,7 +285,7 @@ class AsyncClient(Closing):
         to_time: Instant | None = None,
         order: EntryOrder = EntryOrder.NEWEST_FIRST,
         page_size: int = ENTRIES_PER_PAGE,
-    ) -> AsyncIterator[Entry]:
+    ) -> AsyncGenerator[Entry, None]:
         """Iterate over an account's statement, page by page as it is read.
 
         Args:

@@ -16,7 +16,7 @@ import grpc
 from doubloon.calls import ROUTER_FAILED, Caller
 from doubloon.channels import Router
 from doubloon.enums import FaultCode
-from doubloon.faults import Fault, FaultError, error_from_rpc, invalid_argument
+from doubloon.faults import ClientClosed, Fault, FaultError, error_from_rpc, invalid_argument
 from doubloon.retry import can_be_asked_again
 from doubloon.transfers import Transfer, TransferResult
 from doubloon.v1.wallet_service_pb2 import StreamTransfersRequest, StreamTransfersResponse
@@ -77,7 +77,6 @@ class TransferStream:
         self._room = asyncio.Semaphore(window)
         self._sent: asyncio.Queue[_Sent | None] = asyncio.Queue()  # bounded by the semaphore
         self._link: _Link | None = None
-        caller.begin()
 
     @property
     def unanswered(self) -> int:
@@ -102,26 +101,32 @@ class TransferStream:
 
         Raises:
             InvalidArgument: it is empty, or longer than a batch may be.
+            ClientClosed: the client is closed.
         """
         if not 1 <= len(transfers) <= BATCH_ITEMS_MAX:
             raise invalid_argument("transfers", f"a batch has 1 … {BATCH_ITEMS_MAX} transfers")
         await self._room.acquire()
         request = StreamTransfersRequest()
         left_out = add_transfers(request.transfers, transfers)
-        link = await self._write(request) if request.transfers else None
+        with self._caller.in_progress():
+            link = await self._write(request) if request.transfers else None
         self._sent.put_nowait(_Sent(transfers, link, left_out))
 
     async def get(self) -> list[TransferResult] | None:
         """Return the results of the next batch, in its order; None when the stream has ended.
 
         What could not be settled is a fault in its result.
+
+        Raises:
+            ClientClosed: the client is closed; the batch stays in doubt.
         """
         sent = await self._sent.get()
         if sent is None:
             return None
         try:
-            results = await self._read(sent)
-            return await self._settle_open(sent.transfers, results)
+            with self._caller.in_progress():
+                results = await self._read(sent)
+                return await self._settle_open(sent.transfers, results)
         finally:
             self._room.release()
 
@@ -133,21 +138,20 @@ class TransferStream:
 
     async def close(self) -> None:
         """End the stream; what is unanswered stays in doubt."""
-        try:
-            if self._link is not None:
-                if self.unanswered:
-                    self._link.call.cancel()
-                else:
-                    await self._end(self._link)
-        finally:
-            self._caller.end()
-
-    async def _end(self, link: _Link) -> None:
-        """End a stream on which nothing is owed, so that the router sees an end and no failure."""
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
-            async with asyncio.timeout(self._attempt_timeout_s):
-                await link.call.done_writing()
-                await link.call.read()  # the end: every answer has been read
+        link = self._link
+        if link is None:
+            return
+        if not self.unanswered and link.broken is None:
+            # Nothing is owed, so let the router see an end and no failure.
+            with (
+                suppress(
+                    grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError, ClientClosed
+                ),
+                self._caller.in_progress(),
+            ):
+                async with asyncio.timeout(self._attempt_timeout_s):
+                    await link.call.done_writing()
+                    await link.call.read()
         link.call.cancel()  # has no effect when it ended
 
     async def _write(self, request: StreamTransfersRequest) -> _Link:

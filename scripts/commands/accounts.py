@@ -3,6 +3,7 @@
 import click
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from doubloon import Account, AccountKind, AccountSpec, AccountStatus
 from scripts.commands.params import ACCOUNT_ID
@@ -78,7 +79,7 @@ async def show(session: Session, clients: Clients, *, account_id: int) -> None:
             amounts = (each.posted_minor, each.reserved_minor, each.available_minor)
             shown_amounts = (show_amount(amount, scales[each.currency]) for amount in amounts)
             made.add_row(each.currency, *shown_amounts, show_time(each.latest_entry_time_us))
-        return Group(_attributes(found), made)
+        return Group(_attributes(found), Text(""), made)
 
     session.answer({"account": found, "balances": balances}, shown)
 

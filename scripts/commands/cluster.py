@@ -134,7 +134,7 @@ def status(*, name: str, var: Path, as_json: bool) -> None:
     value = {"up": complete, "state": state, "status": found, "fault": said}
 
     def shown() -> RenderableType:
-        parts: list[RenderableType] = [_processes(state)]
+        parts: list[RenderableType] = [_processes(state), Text("")]
         parts += [_shards(found)] if found is not None else [Text(f"no router answers: {said}")]
         return Group(*parts)
 

@@ -110,7 +110,7 @@ def _shown(tally: Tally, total: int) -> RenderableType:
                 each.currency,
                 why,
             )
-        parts.append(samples)
+        parts += [Text(""), samples]
     if tally.stopped:
-        parts.append(Text(f"stopped: {tally.stopped}\nrun it again to go on from there"))
+        parts.append(Text(f"\nstopped: {tally.stopped}\nrun it again to go on from there"))
     return Group(*parts)

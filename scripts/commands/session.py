@@ -36,7 +36,7 @@ _CLUSTER_NAME = re.compile(
     r"[a-z0-9][a-z0-9._-]{0,62}"
 )  # a folder's name, and a part of etcd's keys
 # Wide enough for every table of ours when nobody says how wide the output is (a file, a pipe).
-_PIPE_WIDTH = 120
+_PIPE_WIDTH = 150
 
 T = TypeVar("T")
 
@@ -113,7 +113,13 @@ def _plain_field(name: str, value: object) -> Any:
 
 def table(*columns: str, title: str = "") -> Table:
     """Return an empty table; a column whose name ends in `>` is aligned to the right."""
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        title=title or None,
+        title_justify="left",
+        min_width=len(title),  # or the title would be broken to the columns' width
+    )
     for column in columns:
         right = column.endswith(">")
         made.add_column(column.rstrip(">"), justify="right" if right else "left", no_wrap=right)

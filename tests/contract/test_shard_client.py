@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import pytest
@@ -224,3 +224,22 @@ async def test_no_answer_in_time_leaves_it_open(kind: str) -> None:
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert caught.value.indefinite
         await client.close(0)
+
+
+async def test_a_call_that_grpc_cancels_on_the_way_is_a_node_that_went_away() -> None:
+    async def cancel(_: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        await context.abort(grpc.StatusCode.CANCELLED)
+
+    server = grpc.aio.server()
+    handlers: dict[str, Any] = {"GetAccount": grpc.unary_unary_rpc_method_handler(cancel)}
+    generic = grpc.method_handlers_generic_handler("doubloon.v1.ShardService", handlers)
+    server.add_generic_rpc_handlers((generic,))
+    port = rpc.bind(server, "127.0.0.1:0")
+    await server.start()
+    client = GrpcShardClient(SHARD, f"127.0.0.1:{port}")
+    with pytest.raises(Fault) as caught:
+        await client.call(GET_ACCOUNT, REQUEST, VERSION, AMPLE_S)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.indefinite
+    await client.close(0)
+    await server.stop(None)

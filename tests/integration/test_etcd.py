@@ -358,6 +358,7 @@ async def test_a_handle_outlasts_etcds_absence_and_says_so_once(tmp_path: Path) 
         before = handle.view.revision
         await handle.wait_for(lambda view: view.revision > before and bool(view.members), WAIT_S)
         assert handle.view.members == {("shard_node", "node-1"): NODE}
+        await until(lambda: len(logs) >= 3, "everything is told")
         await handle.close()
     told = [line["event"] for line in logs]
     assert told == ["etcd_out_of_reach", "etcd_back", "registered_again"]

@@ -9,12 +9,13 @@ from typing import Any
 
 from cluster.topology import Topology
 from doubloon.v1 import types_pb2
+from doubloon.v1 import wallet_service_pb2 as wallet
 from router.admin import AdminServicer, ProcessFacts
 from router.lanes import CALLS_IN_FLIGHT_MAX, QUEUED_TRANSFERS_MAX, Lanes
 from router.service import STREAM_WINDOW, Deadlines, WalletServicer
 from router.shards import ShardPool
 from router.transfers import IN_FLIGHT_MAX, Admission, TransferExecutor
-from tests.support.shard_nodes import MemoryCluster
+from tests.support.shard_nodes import MemoryCluster, MemoryShardNode
 
 TOPOLOGY = Topology.even([1, 2, 3])
 SEED_OF_JITTER = 1
@@ -130,3 +131,24 @@ async def settle() -> None:
 def now_s() -> float:
     """The running loop's time."""
     return asyncio.get_running_loop().time()
+
+
+async def batch(
+    it: Router, *transfers: types_pb2.Transfer, timeout_s: float | None = None
+) -> list[types_pb2.TransferResult]:
+    request = wallet.TransferBatchRequest(transfers=transfers)
+    response = await it.wallet.TransferBatch(request, Call(timeout_s))
+    return list(response.results)
+
+
+def restart_elsewhere(it: Router, shard_id: int) -> "asyncio.Task[MemoryShardNode]":
+    """Kill a shard's node and start it again at another address, with what it had recorded."""
+
+    async def restart() -> MemoryShardNode:
+        old = it.cluster.node(shard_id)
+        old.gone.set()
+        new = await it.cluster.start_node(shard_id, f"shard{shard_id}:2")
+        new.recorded.update(old.recorded)
+        return new
+
+    return asyncio.get_running_loop().create_task(restart())

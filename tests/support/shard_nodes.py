@@ -193,15 +193,11 @@ class MemoryShardNode(shard_service_pb2_grpc.ShardServiceServicer):
         if self.before is not None:
             await self.before(method)
         sent = dict(context.invocation_metadata())
-        if sent[SHARD_KEY] != str(self.shard_id):
-            raise Fault(
-                grpc.StatusCode.FAILED_PRECONDITION, "another shard", SHARD_KEY, indefinite=False
-            )
-        if sent[TOPOLOGY_VERSION_KEY] != str(self.topology.version):
+        target = sent[SHARD_KEY], sent[TOPOLOGY_VERSION_KEY]
+        if target != (str(self.shard_id), str(self.topology.version)):
             raise Fault(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                "another topology",
-                TOPOLOGY_VERSION_KEY,
+                "another shard or topology",
                 topology_version=self.topology.version,
             )
         self.asked.append((method, request))

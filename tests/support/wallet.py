@@ -4,6 +4,7 @@ be told to go wrong.
 It stands for a router and all that is behind it. Faults are a script: one `Trouble` a call, taken
 in order, then none.
 """
+# ruff: noqa: N802 - the contract names the methods
 
 import asyncio
 from collections import Counter, deque
@@ -53,7 +54,7 @@ class Trouble:
 
 
 class StandingTime:
-    """What `doubloon.Timing` takes: a clock that moves only while somebody sleeps, and no chance."""
+    """What `doubloon.Timing` takes: a clock that moves only while somebody sleeps."""
 
     def __init__(self) -> None:
         self.now_s = 1_000.0
@@ -98,6 +99,10 @@ class FakeWallet(WalletServiceServicer):
             self.accounts[account_id] = pb.AccountSpec(
                 account_id=account_id, kind=kind, floor_minor=floor_minor
             )
+
+    async def Transfer(self, request: pb.TransferRequest, context: Context) -> pb.TransferResponse:
+        await self._question("Transfer", context)
+        return pb.TransferResponse(result=self.execute(request.transfer))
 
     async def TransferBatch(
         self, request: pb.TransferBatchRequest, context: Context

@@ -1,4 +1,5 @@
 """A small real admin service, beside the fake wallet service and in its manner."""
+# ruff: noqa: N802 - the contract names the methods
 
 from collections import Counter, deque
 from dataclasses import dataclass, field

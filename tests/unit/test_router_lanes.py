@@ -169,6 +169,24 @@ async def test_a_full_queue_refuses_early_and_definitely() -> None:
 
 
 @virtual_time
+async def test_who_leaves_the_queue_makes_room() -> None:
+    shard = Shard(calls_max=1, queued_max=10)
+    works = [shard.execute(0)]
+    await settle()
+    gone = shard.execute(*range(8))
+    works.append(shard.execute(1, 2))
+    await settle()
+    gone.cancel()
+    await settle()
+    works.append(shard.execute(*range(8)))
+    await settle()
+    shard.answer(0)
+    await settle()
+    shard.answer(1)
+    await asyncio.gather(*works)
+
+
+@virtual_time
 async def test_an_empty_queue_takes_a_batch_of_any_size() -> None:
     shard = Shard(queued_max=1)
     work = shard.execute(1, 2, 3)

@@ -1,8 +1,7 @@
-"""A whole router over shards in memory: order, retries, topology, streams, bounds, the rest."""
+"""Transfers through a whole router over shards in memory: order, shards that are away, bounds."""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
@@ -10,19 +9,18 @@ import grpc
 import pytest
 
 from cluster.rpc import Fault
-from cluster.topology import SLOTS, Topology
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
 from router.service import Deadlines
-from router.shards import REFRESH_WAIT_S
 from tests.support.routers import (
     TOPOLOGY,
     Call,
-    Router,
     accounts_of,
+    batch,
     completed,
     faults_of,
     now_s,
+    restart_elsewhere,
     router,
     settle,
     transfer,
@@ -34,34 +32,6 @@ UNAVAILABLE = types_pb2.FAULT_CODE_UNAVAILABLE
 EXHAUSTED = types_pb2.FAULT_CODE_RESOURCE_EXHAUSTED
 INVALID = types_pb2.FAULT_CODE_INVALID_ARGUMENT
 UNIMPLEMENTED = types_pb2.FAULT_CODE_UNIMPLEMENTED
-
-
-async def batch(
-    it: Router, *transfers: types_pb2.Transfer, timeout_s: float | None = None
-) -> list[types_pb2.TransferResult]:
-    request = wallet.TransferBatchRequest(transfers=transfers)
-    response = await it.wallet.TransferBatch(request, Call(timeout_s))
-    return list(response.results)
-
-
-def restart_elsewhere(it: Router, shard_id: int) -> "asyncio.Task[MemoryShardNode]":
-    """Kill a shard's node and start it again at another address, with what it had recorded."""
-
-    async def restart() -> MemoryShardNode:
-        old = it.cluster.node(shard_id)
-        old.gone.set()
-        new = await it.cluster.start_node(shard_id, f"shard{shard_id}:2")
-        new.recorded.update(old.recorded)
-        return new
-
-    return asyncio.get_running_loop().create_task(restart())
-
-
-def moved(slots_of: int, to: int, version: int = 2) -> Topology:
-    """TOPOLOGY, with every slot of one shard given to another."""
-    owners = tuple(to if owner == slots_of else owner for owner in TOPOLOGY.shard_of_slot)
-    assert len(owners) == SLOTS
-    return Topology(version, owners)
 
 
 # Order
@@ -304,73 +274,6 @@ async def test_with_etcd_away_the_last_known_view_serves() -> None:
         assert await batch(it, transfer(1, 1), transfer(2, 2)) == [completed(1), completed(2)]
 
 
-# Topology
-
-
-@virtual_time
-async def test_a_newer_topology_is_waited_for_and_the_items_are_taken_apart_anew() -> None:
-    async with router() as it:
-        newer = moved(slots_of=2, to=3)
-        it.cluster.membership.cut()  # the router has not heard of it yet
-        assert await it.cluster.operator.propose_topology(newer)
-        for shard_id in (2, 3):
-            it.cluster.node(shard_id).topology = newer
-        old_home, new_home = it.cluster.node(2), it.cluster.node(3)
-        items = [transfer(2, 1), transfer(1, 2), transfer(3, 3), transfer(2, 4)]
-        work = asyncio.ensure_future(batch(it, *items))
-        await settle()
-        it.cluster.membership.mend()
-        assert await work == [completed(number) for number in (1, 2, 3, 4)]
-        assert not old_home.recorded
-        assert len(new_home.recorded) == 3
-        assert len(it.cluster.node(1).bodies) == 1  # those who answered are not asked again
-
-
-@virtual_time
-async def test_a_topology_that_never_comes_is_waited_for_once() -> None:
-    async with router() as it:
-        it.cluster.node(2).topology = moved(slots_of=2, to=3)
-        results = await batch(it, transfer(2, 1), transfer(1, 2))
-        assert results[1] == completed(2)
-        code = types_pb2.FAULT_CODE_FAILED_PRECONDITION
-        assert faults_of(results[:1]) == [(code, "", 0, False)]
-        assert now_s() == pytest.approx(REFRESH_WAIT_S)
-
-
-@virtual_time
-async def test_a_shard_node_whose_watch_is_behind_is_asked_again() -> None:
-    async with router() as it:
-        assert await it.cluster.operator.propose_topology(Topology(2, TOPOLOGY.shard_of_slot))
-        node = it.cluster.node(2)
-
-        async def catch_up() -> None:
-            await asyncio.sleep(0)
-            node.topology = Topology(2, TOPOLOGY.shard_of_slot)
-
-        work = asyncio.ensure_future(batch(it, transfer(2, 1)))
-        await settle()
-        await catch_up()
-        assert await work == [completed(1)]
-        assert now_s() < 1
-
-
-@virtual_time
-async def test_a_question_is_asked_again_under_a_newer_topology() -> None:
-    async with router() as it:
-        newer = moved(slots_of=2, to=3)
-        it.cluster.membership.cut()
-        assert await it.cluster.operator.propose_topology(newer)
-        for shard_id in (2, 3):
-            it.cluster.node(shard_id).topology = newer
-        (account_id,) = accounts_of(2, 1)
-        request = wallet.GetAccountRequest(account_id=account_id)
-        work = asyncio.ensure_future(it.wallet.GetAccount(request, Call()))
-        await settle()
-        it.cluster.membership.mend()
-        assert (await work).account.account_id == account_id
-        assert it.cluster.node(3).asked == [("GetAccount", request)]
-
-
 # Gathering and bounds
 
 
@@ -470,279 +373,3 @@ async def test_imports_need_the_routers_leave() -> None:
         assert faults_of(await batch(it, item)) == expected
     async with router(allow_imports=True) as it:
         assert await batch(it, item) == [completed(1)]
-
-
-# Streams
-
-
-def request_of(*numbers: int, shard_id: int = 2) -> wallet.StreamTransfersRequest:
-    return wallet.StreamTransfersRequest(
-        transfers=[transfer(shard_id, number) for number in numbers]
-    )
-
-
-async def stream_of(
-    *requests: wallet.StreamTransfersRequest,
-) -> AsyncIterator[wallet.StreamTransfersRequest]:
-    for request in requests:
-        yield request
-
-
-@virtual_time
-async def test_a_stream_answers_in_order_whatever_order_shards_answer_in() -> None:
-    async with router() as it:
-        slow = asyncio.Event()
-
-        async def wait(_: str) -> None:
-            await slow.wait()
-
-        it.cluster.node(1).before = wait
-        requests = stream_of(request_of(1, 2, shard_id=1), request_of(3), request_of(4, 5))
-        answers = it.wallet.StreamTransfers(requests, Call())
-        first = asyncio.ensure_future(anext(answers))
-        await settle()
-        assert len(it.cluster.node(2).recorded) == 3
-        assert not first.done()
-        slow.set()
-        assert list((await first).results) == [completed(1), completed(2)]
-        rest = [list(answer.results) async for answer in answers]
-        assert rest == [[completed(3)], [completed(4), completed(5)]]
-
-
-@virtual_time
-async def test_a_stream_is_read_only_as_far_as_its_window_allows() -> None:
-    async with router(stream_window=3) as it:
-        read = 0
-
-        async def requests() -> AsyncIterator[wallet.StreamTransfersRequest]:
-            nonlocal read
-            for number in range(1, 11):
-                read += 1
-                yield request_of(number)
-
-        answers = it.wallet.StreamTransfers(requests(), Call())
-        for answered in range(1, 8):
-            answer = await anext(answers)  # nothing more is asked for, so nothing more is written
-            assert list(answer.results) == [completed(answered)]
-            await settle()
-            assert read == answered + 2
-        assert [list(answer.results) async for answer in answers] == [
-            [completed(number)] for number in (8, 9, 10)
-        ]
-
-
-@pytest.mark.parametrize("count", [0, 8_193])
-@virtual_time
-async def test_a_malformed_batch_ends_a_stream_after_the_earlier_results(count: int) -> None:
-    async with router() as it:
-        malformed = wallet.StreamTransfersRequest(transfers=[transfer(2, 9)] * count)
-        requests = stream_of(request_of(1), request_of(2), malformed, request_of(3))
-        answers = it.wallet.StreamTransfers(requests, Call())
-        assert list((await anext(answers)).results) == [completed(1)]
-        assert list((await anext(answers)).results) == [completed(2)]
-        with pytest.raises(Fault) as caught:
-            await anext(answers)
-        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert caught.value.field == "transfers"
-        assert len(it.cluster.node(2).recorded) == 2
-
-
-@virtual_time
-async def test_what_would_fail_a_call_faults_the_items_of_a_stream() -> None:
-    async with router(deadlines=Deadlines(default_s=2)) as it:
-        it.cluster.node(1).gone.set()
-        requests = stream_of(request_of(1, 2, shard_id=1), request_of(3))
-        answers = [
-            list(answer.results) async for answer in it.wallet.StreamTransfers(requests, Call())
-        ]
-        assert faults_of(answers[0]) == [(UNAVAILABLE, "", 0, False), (UNAVAILABLE, "", 1, False)]
-        assert answers[1] == [completed(3)]
-        assert now_s() == pytest.approx(2, abs=0.011)
-
-
-@virtual_time
-async def test_a_stopping_router_answers_what_it_has_begun_and_no_more() -> None:
-    async with router() as it:
-        never = asyncio.Event()
-
-        async def requests() -> AsyncIterator[wallet.StreamTransfersRequest]:
-            yield request_of(1)
-            yield request_of(2)
-            await never.wait()
-
-        answers = it.wallet.StreamTransfers(requests(), Call())
-        assert list((await anext(answers)).results) == [completed(1)]
-        await settle()
-        it.wallet.stop_streams()
-        assert list((await anext(answers)).results) == [completed(2)]
-        with pytest.raises(Fault, match="stopping") as caught:
-            await anext(answers)
-        assert not caught.value.indefinite
-        with pytest.raises(Fault, match="stopping"):
-            await anext(it.wallet.StreamTransfers(stream_of(request_of(3)), Call()))
-
-
-@virtual_time
-async def test_a_client_that_leaves_a_stream_leaves_nothing_running() -> None:
-    async with router() as it:
-        node = it.cluster.node(2)
-
-        async def hang(_: str) -> None:
-            await asyncio.Event().wait()
-
-        async def requests() -> AsyncIterator[wallet.StreamTransfersRequest]:
-            yield request_of(2)
-            await settle()
-            node.before = hang
-            yield request_of(3)
-            yield request_of(4)
-
-        before = asyncio.all_tasks()
-        answers = it.wallet.StreamTransfers(requests(), Call())
-        await anext(answers)
-        await settle()
-        assert len(asyncio.all_tasks()) > len(before)
-        await answers.aclose()  # type: ignore[attr-defined] # an async generator, typed as its contract is
-        node.gone.set()  # what was sent goes on until the shard answers or the deadline comes
-        it.cluster.end_lease("shard2:1")
-        await asyncio.sleep(Deadlines().default_s)
-        await settle()
-        assert asyncio.all_tasks() == before
-
-
-# Accounts and questions
-
-
-@virtual_time
-async def test_accounts_are_opened_on_their_shards_and_answered_in_order(
-    rng: random.Random,
-) -> None:
-    async with router() as it:
-        specs = [
-            wallet.AccountSpec(
-                account_id=rng.randrange(1, 10**6),
-                kind=types_pb2.ACCOUNT_KIND_PLAYER,
-                cap_minor=number,
-            )
-            for number in range(1, 301)
-        ]
-        specs[7].kind = types_pb2.ACCOUNT_KIND_UNSPECIFIED
-        request = wallet.OpenAccountsRequest(accounts=specs)
-        results = (await it.wallet.OpenAccounts(request, Call())).results
-        for number, result in enumerate(results, 1):
-            if number == 8:
-                assert result.status == wallet.OPEN_ACCOUNT_STATUS_FAULT
-                assert (result.fault.field, result.fault.index) == ("accounts.kind", 7)
-            else:
-                assert result.differing_field == str(number)
-        for shard_id in TOPOLOGY.shards:
-            ((_, own),) = it.cluster.node(shard_id).asked
-            assert {TOPOLOGY.shard_of(one.account_id) for one in own.accounts} == {shard_id}
-
-
-@virtual_time
-async def test_accounts_of_a_shard_that_is_away_fault_alone() -> None:
-    async with router() as it:
-        it.cluster.node(2).gone.set()
-        player = types_pb2.ACCOUNT_KIND_PLAYER
-        one, two = (
-            wallet.AccountSpec(account_id=accounts_of(shard_id, 1)[0], kind=player)
-            for shard_id in (1, 2)
-        )
-        request = wallet.OpenAccountsRequest(accounts=[two, one])
-        results = (await it.wallet.OpenAccounts(request, Call(2.0))).results
-        assert results[0].fault.code == UNAVAILABLE
-        assert (results[0].fault.index, results[0].fault.indefinite) == (0, False)
-        assert results[1].status == wallet.OPEN_ACCOUNT_STATUS_REFUSED
-        with pytest.raises(Fault) as caught:
-            await it.wallet.OpenAccounts(wallet.OpenAccountsRequest(accounts=[two]), Call(2.0))
-        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-
-
-@pytest.mark.parametrize("count", [0, 8_193])
-@virtual_time
-async def test_no_or_too_many_accounts_are_refused_whole(count: int) -> None:
-    async with router() as it:
-        request = wallet.OpenAccountsRequest(accounts=[wallet.AccountSpec()] * count)
-        with pytest.raises(Fault) as caught:
-            await it.wallet.OpenAccounts(request, Call())
-        assert (caught.value.code, caught.value.field) == (
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "accounts",
-        )
-
-
-QUESTIONS: list[tuple[str, Any, str]] = [
-    ("GetAccount", wallet.GetAccountRequest, "account_id"),
-    ("GetBalances", wallet.GetBalancesRequest, "account_id"),
-    ("ListEntries", wallet.ListEntriesRequest, "account_id"),
-    ("GetFlows", wallet.GetFlowsRequest, "account_id"),
-    ("GetBalanceSeries", wallet.GetBalanceSeriesRequest, "account_id"),
-]
-
-
-@pytest.mark.parametrize(("name", "request_type", "field"), QUESTIONS)
-@virtual_time
-async def test_a_question_is_forwarded_as_it_came_to_the_accounts_shard(
-    name: str, request_type: Any, field: str
-) -> None:
-    async with router() as it:
-        for shard_id in TOPOLOGY.shards:
-            request = request_type(account_id=accounts_of(shard_id, 1)[0])
-            await getattr(it.wallet, name)(request, Call())
-            assert it.cluster.node(shard_id).asked == [(name, request)]
-
-
-@pytest.mark.parametrize("account_id", [0, 2**63])
-@pytest.mark.parametrize(("name", "request_type", "field"), QUESTIONS)
-@virtual_time
-async def test_a_question_about_no_account(
-    name: str, request_type: Any, field: str, account_id: int
-) -> None:
-    async with router() as it:
-        with pytest.raises(Fault) as caught:
-            await getattr(it.wallet, name)(request_type(account_id=account_id), Call())
-        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert caught.value.field == field
-
-
-@virtual_time
-async def test_a_shards_fault_is_the_answer_to_a_question() -> None:
-    async with router() as it:
-        source = accounts_of(2, 1)[0]
-        request = wallet.GetTransferRequest(source_account_id=source, transfer_id=bytes(16))
-        with pytest.raises(Fault) as caught:
-            await it.wallet.GetTransfer(request, Call())
-        assert (caught.value.code, caught.value.field) == (
-            grpc.StatusCode.NOT_FOUND,
-            "transfer_id",
-        )
-
-
-@pytest.mark.parametrize(
-    ("fields", "field"),
-    [
-        ({"source_account_id": 1, "transfer_id": bytes(15)}, "transfer_id"),
-        ({"source_account_id": 0, "transfer_id": bytes(16)}, "source_account_id"),
-    ],
-)
-@virtual_time
-async def test_a_malformed_transfer_name(fields: dict[str, Any], field: str) -> None:
-    async with router() as it:
-        with pytest.raises(Fault) as caught:
-            await it.wallet.GetTransfer(wallet.GetTransferRequest(**fields), Call())
-        assert (caught.value.code, caught.value.field) == (
-            grpc.StatusCode.INVALID_ARGUMENT,
-            field,
-        )
-
-
-@virtual_time
-async def test_a_question_outlasts_a_restart() -> None:
-    async with router() as it:
-        it.cluster.node(2).gone.set()
-        request = wallet.GetFlowsRequest(account_id=accounts_of(2, 1)[0], as_of_us=77)
-        work = asyncio.ensure_future(it.wallet.GetFlows(request, Call()))
-        await settle()
-        await restart_elsewhere(it, 2)
-        assert (await work).to_us == 77

@@ -119,7 +119,7 @@ async def test_it_raises_when_nothing_happened(fault: doubloon.Fault) -> None:
 
 
 async def test_earlier_doubts_count() -> None:
-    batches, _ = scripted([NO_RECORD, NO_RECORD])
+    batches, _ = scripted([NO_RECORD, NO_RECORD], [NO_RECORD])
     results = await batches.settle([1, 2], 2_000, {1: LOST})
     assert results == [NO_RECORD, faulted(LOST, 1)]
 

@@ -39,6 +39,15 @@ def test_consecutive_accounts_spread_over_the_slots() -> None:
     assert max(per_slot.values()) < 4 * 16
 
 
+@pytest.mark.parametrize("step", [1, 8, 1_000, 4_096, 2**26, 2**40])
+@pytest.mark.parametrize("shards", [2, 3, 8])
+def test_regular_ids_load_the_shards_alike(step: int, shards: int) -> None:
+    topology = Topology.even(range(1, shards + 1))
+    accounts = 8_192
+    loads = Counter(topology.shard_of(step * n) for n in range(1, accounts + 1))
+    assert max(loads.values()) < 1.1 * accounts / shards
+
+
 @pytest.mark.parametrize("account_id", [-1, 2**64])
 def test_what_is_no_unsigned_64_bit_number_has_no_slot(account_id: int) -> None:
     with pytest.raises(OverflowError):

@@ -1,0 +1,200 @@
+"""The ledger's memory: all that no committed checkpoint has yet, and a cache of what one has.
+
+- `epoch` counts checkpoints begun. The first time that an account changes in an epoch it joins the
+  epoch's *touched* accounts. `begin_checkpoint` ends the epoch: its touched accounts become the
+  *draft*, whose rows are taken in slices while commands go on. A command that touches an account of
+  the draft whose rows were not taken yet makes the draft take them first, so every row shows the
+  account as it was when the draft was begun.
+- An account may leave memory when a committed checkpoint has its last change (`committed_epoch`).
+- Keys of the epochs not committed are in two dictionaries, the current and the draft's; older ones
+  are in the state.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Protocol
+
+from shard_node.books import Account, Balance, account_row, period_row
+
+
+class LedgerStore(Protocol):
+    """What the ledger asks for when memory does not have it.
+
+    Answers come from committed state and from the log; asking changes nothing.
+    """
+
+    def load_account(self, account_id: int) -> Account | None:
+        """The account as the latest committed checkpoint has it; None = it was never opened."""
+        ...
+
+    def find_keys(self, keys: list[bytes]) -> dict[bytes, int]:
+        """Those of `keys` that the latest committed checkpoint knows, with their sequences."""
+        ...
+
+    def read_transfer(self, sequence: int) -> tuple[bytes, bytes]:
+        """The 128 bytes and the metadata of a transfer's record in a sealed block."""
+        ...
+
+
+class Draft:
+    """A checkpoint being taken: the rows of everything that changed up to `sequence`.
+
+    Attributes:
+        epoch: the epoch that it ends.
+        first_sequence, sequence: the records since the checkpoint before it, up to its own last.
+    """
+
+    def __init__(
+        self, epoch: int, first_sequence: int, sequence: int, waiting: dict[int, Account]
+    ) -> None:
+        self.epoch = epoch
+        self.first_sequence = first_sequence
+        self.sequence = sequence
+        self._waiting = waiting
+        self._account_rows: list[tuple[bytes, bytes]] = []
+        self._period_rows: list[tuple[bytes, bytes]] = []
+        self._closed: list[tuple[Balance, int]] = []
+
+    def take(
+        self, accounts_max: int
+    ) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+        """The next (account, period) rows, of about so many accounts; none = all are taken."""
+        for account_id in list(islice(self._waiting, accounts_max)):
+            self._take_account(self._waiting.pop(account_id))
+        rows = self._account_rows, self._period_rows
+        self._account_rows, self._period_rows = [], []
+        return rows
+
+    def about_to_change(self, account: Account) -> None:
+        """Takes the account's rows now if that has not been done."""
+        if self._waiting.pop(account.account_id, None) is not None:
+            self._take_account(account)
+
+    def forget_closed(self, balances_max: int) -> bool:
+        """Drops closed periods that the committed checkpoint has; True when none is left."""
+        for _ in range(min(balances_max, len(self._closed))):
+            balance, count = self._closed.pop()
+            del balance.closed[:count]
+        return not self._closed
+
+    def _take_account(self, account: Account) -> None:
+        if account.changed_sequence >= self.first_sequence:
+            self._account_rows.append(account_row(account))
+        for currency, balance in account.balances.items():
+            current = balance.current()
+            if current is None or balance.last_sequence < self.first_sequence:
+                continue
+            rows = [*balance.closed, current]
+            self._period_rows.extend(period_row(account.account_id, currency, row) for row in rows)
+            if balance.closed:
+                self._closed.append((balance, len(balance.closed)))
+
+
+class Memory:
+    """Accounts, keys and the checkpoint being taken. See the module's docstring.
+
+    Args:
+        store: answers for what is not here.
+        sequence: of the latest record that the store's state is true up to.
+        accounts_max: how many accounts to keep besides those that changed since the latest
+            committed checkpoint.
+
+    Attributes:
+        accounts: those in memory, by id.
+        keys, draft_keys: records' sequences by transfer key, of the current epoch and the draft's.
+    """
+
+    def __init__(self, store: LedgerStore, sequence: int, accounts_max: int) -> None:
+        self.accounts: dict[int, Account] = {}
+        self.keys: dict[bytes, int] = {}
+        self.draft_keys: dict[bytes, int] = {}
+        self._store = store
+        self._accounts_max = accounts_max
+        self._touched: dict[int, Account] = {}
+        self._epoch = 1
+        self._committed_epoch = 0
+        self._draft: Draft | None = None
+        self._draft_from = sequence + 1
+        self._to_review = 0
+
+    @property
+    def rows_not_checkpointed(self) -> int:
+        """What a driver bounds by beginning a checkpoint: accounts touched and keys recorded."""
+        return len(self._touched) + len(self.keys)
+
+    def account(self, account_id: int) -> Account | None:
+        """The account as of every record so far; None = not open."""
+        return self.accounts.get(account_id) or self.load(account_id)
+
+    def load(self, account_id: int) -> Account | None:
+        """Brings in an account that is not in memory; None = not open."""
+        account = self._store.load_account(account_id)
+        if account is not None:
+            self._make_room(2)  # more than one comes in, so the cache shrinks after a burst
+            self.accounts[account_id] = account
+        return account
+
+    def find_key(self, key: bytes) -> int | None:
+        """The sequence of the record under a transfer's key; None = none so far."""
+        recent = self.keys.get(key) or self.draft_keys.get(key)
+        return recent or self._store.find_keys([key]).get(key)
+
+    def touch(self, account: Account) -> None:
+        """Must be called before an account changes: see the module's docstring."""
+        if account.touched_epoch == self._epoch:
+            return
+        if self._draft is not None:
+            self._draft.about_to_change(account)
+        account.touched_epoch = self._epoch
+        self._touched[account.account_id] = account
+        # Loading the other account of the same transfer may just have pushed this one out.
+        self.accounts[account.account_id] = account
+
+    def begin_checkpoint(self, sequence: int) -> Draft:
+        """Ends the epoch: the draft covers every record up to `sequence`."""
+        assert self._draft is None, "one checkpoint at a time"
+        self._draft = Draft(self._epoch, self._draft_from, sequence, self._touched)
+        self._draft_from = sequence + 1
+        self.draft_keys, self.keys = self.keys, {}
+        self._touched = {}
+        self._epoch += 1
+        return self._draft
+
+    def end_checkpoint(self) -> None:
+        """The draft is committed: what it holds may leave memory (see `release`)."""
+        assert self._draft is not None, "no checkpoint was begun"
+        self._committed_epoch = self._draft.epoch
+        self._to_review = len(self.accounts)
+
+    def release(self, items_max: int) -> bool:
+        """Lets go of some of what the committed draft holds; True when nothing is left of it.
+
+        In slices, because dropping a million keys at once would stall the event loop.
+        """
+        draft = self._draft
+        if draft is None:
+            return True
+        assert draft.epoch <= self._committed_epoch, "the checkpoint must be committed first"
+        keys = self.draft_keys
+        for _ in range(min(items_max, len(keys))):
+            keys.popitem()
+        reviewed = min(items_max, self._to_review)
+        self._to_review -= reviewed
+        self._make_room(reviewed)
+        if keys or self._to_review or not draft.forget_closed(items_max):
+            return False
+        self._draft = None
+        return True
+
+    def _make_room(self, accounts_max: int) -> None:
+        """Reviews so many accounts, oldest first, while there are too many in memory.
+
+        Those that a committed checkpoint has leave; the others go to the back of the queue.
+        """
+        accounts = self.accounts
+        excess = len(accounts) + 1 - self._accounts_max
+        for account_id in list(islice(accounts, max(0, min(accounts_max, excess)))):
+            account = accounts.pop(account_id)
+            if account.touched_epoch > self._committed_epoch:
+                accounts[account_id] = account

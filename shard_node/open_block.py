@@ -1,0 +1,95 @@
+"""The block that commands are recorded in until it is sealed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cluster.packed import BODY, METADATA_BYTES_MAX
+from shard_node.records import (
+    BLOCK_BYTES_MAX,
+    BLOCK_RECORDS_MAX,
+    EFFECTS,
+    HASH_BYTES,
+    HEADER_BYTES,
+    RECORD_BYTES,
+    BlockDraft,
+)
+
+_CONTENT_BYTES_MAX: Final = BLOCK_BYTES_MAX - HEADER_BYTES - HASH_BYTES
+
+
+class OpenBlock:
+    """Gathers records and numbers them.
+
+    Args:
+        sequence: of the latest record before it.
+
+    Attributes:
+        sequence: of the latest record.
+        first_sequence: of the first record that the next seal hands over.
+        stamp_us: the time of all its records; 0 = no block is open.
+    """
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+        self.first_sequence = sequence + 1
+        self.stamp_us = 0
+        self._parts: list[bytes] = []
+        self._heap: list[bytes] = []
+        self._heap_bytes = 0
+
+    @property
+    def count(self) -> int:
+        """How many records it has."""
+        return self.sequence + 1 - self.first_sequence
+
+    def begin(self, stamp_us: int) -> None:
+        """Opens it with the time of all its records; later than every block before."""
+        assert not self.stamp_us, "the open block must be sealed first"
+        self.stamp_us = stamp_us
+
+    def room(self) -> int:
+        """How many more records fit for certain, whatever metadata they carry."""
+        used_bytes = self.count * RECORD_BYTES + self._heap_bytes
+        by_bytes = (_CONTENT_BYTES_MAX - used_bytes) // (RECORD_BYTES + METADATA_BYTES_MAX)
+        return min(BLOCK_RECORDS_MAX - self.count, by_bytes)
+
+    def append(self, body: bytes, effects: bytes) -> int:
+        """Adds a record, given as its two halves; returns its sequence."""
+        assert self.stamp_us, "no block is open"
+        self._parts.append(body)
+        self._parts.append(effects)
+        self.sequence += 1
+        return self.sequence
+
+    def add_to_heap(self, data: bytes) -> int:
+        """Adds what the next record points to; returns its offset in the heap."""
+        offset = self._heap_bytes
+        self._heap.append(data)
+        self._heap_bytes += len(data)
+        return offset
+
+    def seal(self) -> BlockDraft | None:
+        """Ends it and hands it over; None when nothing was recorded in it."""
+        stamp_us, self.stamp_us = self.stamp_us, 0
+        if not self.count:
+            return None
+        records, heap = b"".join(self._parts), b"".join(self._heap)
+        draft = BlockDraft(self.first_sequence, self.count, stamp_us, records, heap)
+        self.first_sequence = self.sequence + 1
+        self._parts, self._heap, self._heap_bytes = [], [], 0
+        return draft
+
+    def skip(self, count: int) -> None:
+        """Goes on behind records that were replayed, not recorded."""
+        assert not self.count, "replay comes before recording"
+        self.sequence += count
+        self.first_sequence += count
+
+    def read_transfer(self, sequence: int) -> tuple[bytes, bytes]:
+        """A transfer's record and metadata, as long as the block is not sealed."""
+        at = 2 * (sequence - self.first_sequence)
+        body, effects = self._parts[at : at + 2]
+        length = BODY.unpack(body)[7]
+        offset = EFFECTS.unpack(effects)[2]
+        return body + effects, b"".join(self._heap)[offset : offset + length]
