@@ -48,7 +48,10 @@ def main(*, shards: int, players: int, events: int, seed: int, output: Path, as_
     """Start a cluster, play a month of a game's economy, ask both queries, check, stop."""
     shown = Console(stderr=True, quiet=True) if as_json else console()
     try:
-        value, passed = run(_demo(shown, shards, players, events, seed, output))
+        value, passed = run(
+            _demo(shown, shards, players, events, seed, output),
+            "interrupted; everything is stopped and its folder removed",
+        )
     except (EtcdServerError, ProcessEnded, TimeoutError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:

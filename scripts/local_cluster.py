@@ -21,7 +21,7 @@ from cluster.etcd_membership import EtcdMembership
 from cluster.membership import SHARD_NODE_ROLE, ClusterView, Member
 from cluster.topology import Topology
 from doubloon.v1 import admin_service_pb2, admin_service_pb2_grpc
-from scripts.etcd_server import EtcdProcess, find_etcd, start_etcd
+from scripts.etcd_server import EtcdProcess, start_etcd
 from scripts.processes import ManagedProcess, ProcessRecord, end_all, start_mark, tail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,13 +151,7 @@ class LocalCluster:
     async def _start(self) -> None:
         for sub in ("data", "logs"):
             (self.folder / sub).mkdir(parents=True, exist_ok=True)
-        binary = await asyncio.to_thread(find_etcd)
-        self._etcd = await asyncio.to_thread(
-            start_etcd,
-            self.folder / "data" / "etcd",
-            binary=binary,
-            log_file=self.folder / "logs" / "etcd.log",
-        )
+        self._etcd = await self._start_etcd()
         self._membership = await EtcdMembership.open((self._etcd.client,), self.name)
         await self._propose_topology(self._membership)
         for role, number in self._commands:
@@ -167,6 +161,16 @@ class LocalCluster:
         for role, number in self._commands:
             if role == ROUTER:
                 await self._alive_until(role, number, self._reaches_all_shards(number))
+
+    async def _start_etcd(self) -> EtcdProcess:
+        data, log = self.folder / "data" / "etcd", self.folder / "logs" / "etcd.log"
+        starting = asyncio.create_task(asyncio.to_thread(start_etcd, data, log_file=log))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled: wait for what it starts, or that would run for ever.
+            self._etcd = await starting
+            raise
 
     async def stop(self) -> None:
         """End every process, routers first and etcd last; idempotent, and whatever happens."""

@@ -48,9 +48,10 @@ MEBIBYTE: Final = 1024 * 1024
 REMINDER_S: Final = 10.0
 """How long to wait before saying again what is waited for."""
 
-GC_THRESHOLDS: Final = (20_000, 20, 100)
-"""Objects that survive the start are frozen; collections of the rest must stay short and rare,
-since a collection stalls the event loop, and nothing here makes cycles by the transfer."""
+GC_THRESHOLDS: Final = (5_000, 2, 1_000_000_000)
+"""A collection holds up the event loop for about half a microsecond an object, so only the young
+are collected, some thousand at a time: garbage in cycles comes from calls, and dies young. Accounts
+and balances grow old, by the hundred thousand, and are freed without a collector's help."""
 
 _LOG = structlog.stdlib.get_logger(SHARD_NODE_ROLE)
 
@@ -144,7 +145,7 @@ async def serve(
             return
         engine = recover_engine(data, identity, epoch, limits, writer, verify_all=verify_all)
         await engine.start(epoch)
-        gc.freeze()
+        gc.freeze()  # what the start left is never garbage
         monitor = runtime.LoopMonitor()
         monitor.start()
         facts = ProcessFacts(member_id, version, started_us, epoch)

@@ -175,6 +175,7 @@ class Engine:
         self._space_warned = False
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._checkpoints: set[asyncio.Task[None]] = set()  # so that none is collected half done
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -350,7 +351,16 @@ class Engine:
     # --- checkpoints ----------------------------------------------------------------------------
 
     async def checkpoint(self) -> None:
-        """Commits a checkpoint that covers every record so far."""
+        """Commits a checkpoint that covers every record so far.
+
+        It goes on when its caller is cancelled: half a checkpoint cannot be left lying.
+        """
+        task = asyncio.get_running_loop().create_task(self._take_checkpoint())
+        self._checkpoints.add(task)
+        task.add_done_callback(self._checkpoints.discard)
+        await asyncio.shield(task)
+
+    async def _take_checkpoint(self) -> None:
         async with self._checkpointing:
             self._seal()
             draft = self.ledger.begin_checkpoint()
@@ -387,8 +397,8 @@ class Engine:
     async def _checkpoint_when_due(self) -> None:
         while True:
             await self._checkpoint_due.wait()
+            self._checkpoint_due.clear()  # before: it may come due again while one is taken
             await self.checkpoint()
-            self._checkpoint_due.clear()
 
     # --- the applier ----------------------------------------------------------------------------
 

@@ -162,9 +162,8 @@ class Gatherer:
         try:
             results = await self._settle([each.transfer for each in batch], batch[0].deadline_s)
         except FaultError as error:
-            for (
-                waiting
-            ) in batch:  # one error each: an exception that is raised collects a traceback
+            for waiting in batch:
+                # One error each: an exception collects the traceback of whoever raises it.
                 own = type(error)(error.fault, waiting.transfer.transfer_id)
                 own.__cause__ = error.__cause__
                 _answer_error(waiting, own)

@@ -54,7 +54,10 @@ def up(
         _answer_already_up(session, state)
         return
     try:
-        made = run(_up(var / name, name, shards, routers, allow_imports=allow_imports))
+        made = run(
+            _up(var / name, name, shards, routers, allow_imports=allow_imports),
+            "interrupted; nothing is left running",
+        )
     except (EtcdServerError, ProcessEnded, TimeoutError) as error:
         raise click.ClickException(f"{error}\nnothing is left running") from error
     except ValueError as error:

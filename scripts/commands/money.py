@@ -71,9 +71,9 @@ async def transfer(
         why = ""
         if result.refusal is not None:
             again = result.refusal.retry_class.name
-            why = (
-                f": {result.refusal.reason.name} {result.refusal.differing_field} (retry: {again})"
-            )
+            differing = result.refusal.differing_field
+            field = f" of {differing}" if differing else ""
+            why = f": {result.refusal.reason.name}{field} (retry: {again})"
         return Text(
             f"{result.status.name}{' (repeat)' if result.repeat else ''}{why}\n"
             f"  {what}\n"

@@ -132,8 +132,12 @@ def console() -> Console:
     return made if made.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run(main: Coroutine[Any, Any, T], when_interrupted: str = "interrupted") -> T:
     """Run to the end; Ctrl-C and SIGTERM cancel it, so that it can clean up and say what was done.
+
+    Args:
+        main: what to run.
+        when_interrupted: what to say then.
 
     Raises:
         click.exceptions.Exit: it was interrupted.
@@ -149,7 +153,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     try:
         return uvloop.run(interruptible())
     except asyncio.CancelledError:
-        click.echo("interrupted", err=True)
+        click.echo(when_interrupted, err=True)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 

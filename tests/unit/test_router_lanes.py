@@ -24,8 +24,10 @@ def result(number: int) -> bytes:
 class Shard:
     """Answers each body with its number, once told to."""
 
-    def __init__(self, calls_max: int = 2, queued_max: int = 1_000_000) -> None:
-        self.lanes = Lanes(self.send, calls_max, queued_max)
+    def __init__(
+        self, calls_max: int = 2, queued_max: int = 1_000_000, small_below: int = 0
+    ) -> None:
+        self.lanes = Lanes(self.send, calls_max, queued_max, small_below)
         self.calls: list[tuple[list[int], bytes, int]] = []
         self.deadlines_s: list[float] = []
         self.answers: list[asyncio.Future[bytes]] = []
@@ -112,6 +114,42 @@ async def test_what_arrives_while_calls_are_in_flight_goes_with_the_next() -> No
     shard.answer(2)
     assert await asyncio.gather(*works) == [result(n) for n in range(6)]
     assert shard.in_flight_most == 2
+
+
+@virtual_time
+async def test_a_second_small_call_waits_for_the_first_and_a_large_one_does_not() -> None:
+    shard = Shard(calls_max=3, small_below=4)
+    works = [shard.execute(0)]
+    await settle()
+    works.append(shard.execute(1, 2, 3))
+    await settle()
+    assert shard.sent() == [[0]]
+    works.append(shard.execute(4))
+    await settle()
+    assert shard.sent() == [[0], [1, 2, 3, 4]]
+    works.append(shard.execute(5))
+    await settle()
+    shard.answer(1)
+    await settle()
+    assert len(shard.sent()) == 2
+    shard.answer(0)
+    await settle()
+    assert shard.sent()[2:] == [[5]]
+    shard.answer(2)
+    await asyncio.gather(*works)
+
+
+@virtual_time
+async def test_a_small_call_does_not_wait_for_a_large_one() -> None:
+    shard = Shard(calls_max=2, small_below=4)
+    large = shard.execute(0, 1, 2, 3)
+    await settle()
+    small = shard.execute(4)
+    await settle()
+    shard.answer(1)
+    assert await small == result(4)
+    shard.answer(0)
+    await large
 
 
 @virtual_time

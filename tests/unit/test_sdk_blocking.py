@@ -102,9 +102,12 @@ def test_closing_does_not_wait_for_a_stream_that_is_left_alone(address: str) -> 
     batches = ([doubloon.Transfer(TREASURY, ANN, "GOLD", 1)] for _ in range(9))
     stream = client.stream_transfers(batches, window=1)
     assert next(stream)[0].completed
+    other = client.stream_transfers(batches, window=1)
+    assert next(other)[0].completed
     client.close()
     with pytest.raises(doubloon.ClientClosed):
         next(stream)
+    other.close()  # type: ignore[attr-defined] # it is a generator; leaving it raises nothing
 
 
 def test_calls_that_race_with_closing_end_one_way_or_the_other(address: str) -> None:

@@ -442,6 +442,21 @@ async def test_closing_waits_for_calls_in_progress(address: str, wallet: FakeWal
     await client.close()  # again is nothing
 
 
+async def test_closing_waits_for_a_question(address: str, wallet: FakeWallet) -> None:
+    gate = asyncio.Event()
+    wallet.troubles.append(Trouble(gate=gate))
+    client = doubloon.AsyncClient(address)
+    question = asyncio.create_task(client.account(ANN))
+    await wallet.arrived.wait()
+    closing = asyncio.create_task(client.close())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    gate.set()
+    assert (await question).account_id == ANN
+    await closing
+
+
 async def test_an_operator(wallet: FakeWallet) -> None:
     admin = FakeAdmin()
     async with (

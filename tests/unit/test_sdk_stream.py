@@ -161,6 +161,17 @@ async def test_what_lasts_is_a_fault_in_each_result(
     assert [fault.index for fault in faults if fault is not None] == [0, 1, 0]
 
 
+async def test_an_overload_that_lasts_is_definite_in_each_result(
+    client: doubloon.AsyncClient, wallet: FakeWallet
+) -> None:
+    full = Trouble(item=lambda _: faulted(types.FAULT_CODE_RESOURCE_EXHAUSTED))
+    wallet.troubles.extend([full, *[Trouble(S.RESOURCE_EXHAUSTED)] * 100])
+    (results,) = await run(client, batches([2]))
+    codes = [result.fault.code.name for result in results if result.fault is not None]
+    assert codes == ["RESOURCE_EXHAUSTED"] * 2
+    assert not any(result.fault.indefinite for result in results if result.fault is not None)
+
+
 @pytest.mark.parametrize("size", [0, 8_193])
 async def test_a_batch_of_a_wrong_size_ends_it_after_the_earlier_ones(
     client: doubloon.AsyncClient, size: int

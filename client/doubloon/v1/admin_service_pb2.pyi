@@ -4,10 +4,12 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from doubloon.v1 import coordinator_service_pb2 as _coordinator_service_pb2
 from doubloon.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +20,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TransactionFate:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransactionFateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransactionFate.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSACTION_FATE_UNSPECIFIED: _TransactionFate.ValueType  # 0
+    """Never sent."""
+    TRANSACTION_FATE_COMMITTED: _TransactionFate.ValueType  # 1
+    """It happened, and every participant has posted it."""
+    TRANSACTION_FATE_ABORTED: _TransactionFate.ValueType  # 2
+    """It did not happen."""
+
+class TransactionFate(_TransactionFate, metaclass=_TransactionFateEnumTypeWrapper):
+    """How a transaction ended."""
+
+TRANSACTION_FATE_UNSPECIFIED: TransactionFate.ValueType  # 0
+"""Never sent."""
+TRANSACTION_FATE_COMMITTED: TransactionFate.ValueType  # 1
+"""It happened, and every participant has posted it."""
+TRANSACTION_FATE_ABORTED: TransactionFate.ValueType  # 2
+"""It did not happen."""
+Global___TransactionFate: _TypeAlias = TransactionFate  # noqa: Y015
 
 @_typing.final
 class Currency(_message.Message):
@@ -287,6 +313,9 @@ class ShardStatus(_message.Message):
     LONGEST_TURN_US_FIELD_NUMBER: _builtins.int
     CLOCK_US_FIELD_NUMBER: _builtins.int
     SPACE_EXHAUSTED_FIELD_NUMBER: _builtins.int
+    TRANSACTIONS_PREPARED_FIELD_NUMBER: _builtins.int
+    TRANSACTIONS_UNFINISHED_FIELD_NUMBER: _builtins.int
+    OLDEST_TRANSACTION_US_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.int
     """1 … 65,535."""
     epoch: _builtins.int
@@ -327,6 +356,12 @@ class ShardStatus(_message.Message):
     """The clock of the shard, microseconds."""
     space_exhausted: _builtins.bool
     """True when the node refuses new transfers for lack of space."""
+    transactions_prepared: _builtins.int
+    """Transactions prepared here and not decided, as far as this shard knows."""
+    transactions_unfinished: _builtins.int
+    """Transactions decided here that some participant may not have posted."""
+    oldest_transaction_us: _builtins.int
+    """When the oldest of both began, microseconds; 0 = there is none."""
     def __init__(
         self,
         *,
@@ -350,10 +385,13 @@ class ShardStatus(_message.Message):
         longest_turn_us: _builtins.int = ...,
         clock_us: _builtins.int = ...,
         space_exhausted: _builtins.bool = ...,
+        transactions_prepared: _builtins.int = ...,
+        transactions_unfinished: _builtins.int = ...,
+        oldest_transaction_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_cached", b"accounts_cached", "checkpoint_block", b"checkpoint_block", "clock_us", b"clock_us", "durable_block", b"durable_block", "durable_sequence", b"durable_sequence", "epoch", b"epoch", "log_bytes", b"log_bytes", "log_syncs", b"log_syncs", "longest_turn_us", b"longest_turn_us", "memory_bytes", b"memory_bytes", "primary", b"primary", "reachable", b"reachable", "records_since_checkpoint", b"records_since_checkpoint", "shard_id", b"shard_id", "slots", b"slots", "space_exhausted", b"space_exhausted", "state_bytes", b"state_bytes", "transfers_completed", b"transfers_completed", "transfers_refused", b"transfers_refused", "transfers_repeated", b"transfers_repeated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_cached", b"accounts_cached", "checkpoint_block", b"checkpoint_block", "clock_us", b"clock_us", "durable_block", b"durable_block", "durable_sequence", b"durable_sequence", "epoch", b"epoch", "log_bytes", b"log_bytes", "log_syncs", b"log_syncs", "longest_turn_us", b"longest_turn_us", "memory_bytes", b"memory_bytes", "oldest_transaction_us", b"oldest_transaction_us", "primary", b"primary", "reachable", b"reachable", "records_since_checkpoint", b"records_since_checkpoint", "shard_id", b"shard_id", "slots", b"slots", "space_exhausted", b"space_exhausted", "state_bytes", b"state_bytes", "transactions_prepared", b"transactions_prepared", "transactions_unfinished", b"transactions_unfinished", "transfers_completed", b"transfers_completed", "transfers_refused", b"transfers_refused", "transfers_repeated", b"transfers_repeated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -521,6 +559,7 @@ class ShardBooks(_message.Message):
     POSITIVE_MINOR_FIELD_NUMBER: _builtins.int
     NEGATIVE_MINOR_FIELD_NUMBER: _builtins.int
     BALANCED_FIELD_NUMBER: _builtins.int
+    CLEARING_MINOR_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.int
     """The shard."""
     currency: _builtins.str
@@ -533,6 +572,8 @@ class ShardBooks(_message.Message):
     """The sum of all balances below 0, minor units; a decimal number, since it may pass 64 bits."""
     balanced: _builtins.bool
     """Whether both and the shard's clearing positions sum to 0."""
+    clearing_minor: _builtins.str
+    """The sum of the shard's clearing positions with all others, minor units; a decimal number."""
     def __init__(
         self,
         *,
@@ -542,10 +583,11 @@ class ShardBooks(_message.Message):
         positive_minor: _builtins.str = ...,
         negative_minor: _builtins.str = ...,
         balanced: _builtins.bool = ...,
+        clearing_minor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "balanced", b"balanced", "currency", b"currency", "negative_minor", b"negative_minor", "positive_minor", b"positive_minor", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "balanced", b"balanced", "clearing_minor", b"clearing_minor", "currency", b"currency", "negative_minor", b"negative_minor", "positive_minor", b"positive_minor", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -578,3 +620,209 @@ class CheckConservationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckConservationResponse: _TypeAlias = CheckConservationResponse  # noqa: Y015
+
+@_typing.final
+class AuditRequest(_message.Message):
+    """When to audit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_US_FIELD_NUMBER: _builtins.int
+    as_of_us: _builtins.int
+    """The logical time, microseconds, rounded down to a whole second; at most 60 seconds ago.
+    0 = two seconds ago.
+    """
+    def __init__(
+        self,
+        *,
+        as_of_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditRequest: _TypeAlias = AuditRequest  # noqa: Y015
+
+@_typing.final
+class ShardPairAudit(_message.Message):
+    """What two shards owe each other in one currency."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    PEER_SHARD_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    POSITION_MINOR_FIELD_NUMBER: _builtins.int
+    PEER_POSITION_MINOR_FIELD_NUMBER: _builtins.int
+    UNPOSTED_MINOR_FIELD_NUMBER: _builtins.int
+    BALANCED_FIELD_NUMBER: _builtins.int
+    DIFFERING_TRANSACTION_IDS_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.int
+    """The lower shard."""
+    peer_shard_id: _builtins.int
+    """The higher shard."""
+    currency: _builtins.str
+    """The currency's code."""
+    position_minor: _builtins.str
+    """What the second owes the first by the first's books, minor units; a decimal number."""
+    peer_position_minor: _builtins.str
+    """What the first owes the second by the second's books, minor units; a decimal number."""
+    unposted_minor: _builtins.str
+    """Of these sums, what was decided by then and not posted yet, minor units; a decimal number."""
+    balanced: _builtins.bool
+    """Whether the two cancel."""
+    @_builtins.property
+    def differing_transaction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """When they do not: the transactions that only one of the two has; at most 100."""
+
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.int = ...,
+        peer_shard_id: _builtins.int = ...,
+        currency: _builtins.str = ...,
+        position_minor: _builtins.str = ...,
+        peer_position_minor: _builtins.str = ...,
+        unposted_minor: _builtins.str = ...,
+        balanced: _builtins.bool = ...,
+        differing_transaction_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balanced", b"balanced", "currency", b"currency", "differing_transaction_ids", b"differing_transaction_ids", "peer_position_minor", b"peer_position_minor", "peer_shard_id", b"peer_shard_id", "position_minor", b"position_minor", "shard_id", b"shard_id", "unposted_minor", b"unposted_minor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardPairAudit: _TypeAlias = ShardPairAudit  # noqa: Y015
+
+@_typing.final
+class AuditResponse(_message.Message):
+    """The audit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_US_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    IN_DOUBT_FIELD_NUMBER: _builtins.int
+    BALANCED_FIELD_NUMBER: _builtins.int
+    as_of_us: _builtins.int
+    """The logical time, microseconds."""
+    in_doubt: _builtins.int
+    """Transactions that were prepared somewhere and not decided by then."""
+    balanced: _builtins.bool
+    """True when every pair cancels."""
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardPairAudit]:
+        """Every pair with a position, ordered by shards and currency."""
+
+    def __init__(
+        self,
+        *,
+        as_of_us: _builtins.int = ...,
+        pairs: _abc.Iterable[Global___ShardPairAudit] | None = ...,
+        in_doubt: _builtins.int = ...,
+        balanced: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "balanced", b"balanced", "in_doubt", b"in_doubt", "pairs", b"pairs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditResponse: _TypeAlias = AuditResponse  # noqa: Y015
+
+@_typing.final
+class ListInDoubtRequest(_message.Message):
+    """Which transactions to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLDER_THAN_US_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    older_than_us: _builtins.int
+    """Only those at least this old, microseconds; 0 = all."""
+    transaction_id: _builtins.bytes
+    """Only this one, 16 bytes; empty = no such restriction."""
+    def __init__(
+        self,
+        *,
+        older_than_us: _builtins.int = ...,
+        transaction_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["older_than_us", b"older_than_us", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInDoubtRequest: _TypeAlias = ListInDoubtRequest  # noqa: Y015
+
+@_typing.final
+class ListInDoubtResponse(_message.Message):
+    """What is in doubt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_coordinator_service_pb2.TransactionInfo]:
+        """One for each transaction and shard, the oldest first; at most 1,000 for each shard."""
+
+    def __init__(
+        self,
+        *,
+        transactions: _abc.Iterable[_coordinator_service_pb2.TransactionInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInDoubtResponse: _TypeAlias = ListInDoubtResponse  # noqa: Y015
+
+@_typing.final
+class ResolveTransactionRequest(_message.Message):
+    """Which transaction to resolve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    transaction_id: _builtins.bytes
+    """Exactly 16 bytes. Required."""
+    def __init__(
+        self,
+        *,
+        transaction_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveTransactionRequest: _TypeAlias = ResolveTransactionRequest  # noqa: Y015
+
+@_typing.final
+class ResolveTransactionResponse(_message.Message):
+    """The outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FATE_FIELD_NUMBER: _builtins.int
+    fate: Global___TransactionFate.ValueType
+    """How it ended."""
+    def __init__(
+        self,
+        *,
+        fate: Global___TransactionFate.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fate", b"fate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveTransactionResponse: _TypeAlias = ResolveTransactionResponse  # noqa: Y015

@@ -65,6 +65,21 @@ class AdminServiceStub(object):
                 request_serializer=doubloon_dot_v1_dot_admin__service__pb2.CheckConservationRequest.SerializeToString,
                 response_deserializer=doubloon_dot_v1_dot_admin__service__pb2.CheckConservationResponse.FromString,
                 _registered_method=True)
+        self.Audit = channel.unary_unary(
+                '/doubloon.v1.AdminService/Audit',
+                request_serializer=doubloon_dot_v1_dot_admin__service__pb2.AuditRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_admin__service__pb2.AuditResponse.FromString,
+                _registered_method=True)
+        self.ListInDoubt = channel.unary_unary(
+                '/doubloon.v1.AdminService/ListInDoubt',
+                request_serializer=doubloon_dot_v1_dot_admin__service__pb2.ListInDoubtRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_admin__service__pb2.ListInDoubtResponse.FromString,
+                _registered_method=True)
+        self.ResolveTransaction = channel.unary_unary(
+                '/doubloon.v1.AdminService/ResolveTransaction',
+                request_serializer=doubloon_dot_v1_dot_admin__service__pb2.ResolveTransactionRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_admin__service__pb2.ResolveTransactionResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -108,7 +123,30 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CheckConservation(self, request, context):
-        """Adds up every balance on every shard: promise 1, conservation.
+        """Adds up every balance on every shard: promise 1, conservation, inside every shard.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Audit(self, request, context):
+        """Compares what every two shards owe each other at a logical time, while traffic runs: promise 1
+        between shards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInDoubt(self, request, context):
+        """Transactions between shards that are in doubt, or decided and not finished.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveTransaction(self, request, context):
+        """Resolves one transaction now: finishes it if its home has committed it, aborts it past its
+        deadline. FAILED_PRECONDITION before that. NOT_FOUND when no shard has it in doubt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +184,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CheckConservation,
                     request_deserializer=doubloon_dot_v1_dot_admin__service__pb2.CheckConservationRequest.FromString,
                     response_serializer=doubloon_dot_v1_dot_admin__service__pb2.CheckConservationResponse.SerializeToString,
+            ),
+            'Audit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=doubloon_dot_v1_dot_admin__service__pb2.AuditRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_admin__service__pb2.AuditResponse.SerializeToString,
+            ),
+            'ListInDoubt': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInDoubt,
+                    request_deserializer=doubloon_dot_v1_dot_admin__service__pb2.ListInDoubtRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_admin__service__pb2.ListInDoubtResponse.SerializeToString,
+            ),
+            'ResolveTransaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveTransaction,
+                    request_deserializer=doubloon_dot_v1_dot_admin__service__pb2.ResolveTransactionRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_admin__service__pb2.ResolveTransactionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +364,87 @@ class AdminService(object):
             '/doubloon.v1.AdminService/CheckConservation',
             doubloon_dot_v1_dot_admin__service__pb2.CheckConservationRequest.SerializeToString,
             doubloon_dot_v1_dot_admin__service__pb2.CheckConservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.AdminService/Audit',
+            doubloon_dot_v1_dot_admin__service__pb2.AuditRequest.SerializeToString,
+            doubloon_dot_v1_dot_admin__service__pb2.AuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInDoubt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.AdminService/ListInDoubt',
+            doubloon_dot_v1_dot_admin__service__pb2.ListInDoubtRequest.SerializeToString,
+            doubloon_dot_v1_dot_admin__service__pb2.ListInDoubtResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveTransaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.AdminService/ResolveTransaction',
+            doubloon_dot_v1_dot_admin__service__pb2.ResolveTransactionRequest.SerializeToString,
+            doubloon_dot_v1_dot_admin__service__pb2.ResolveTransactionResponse.FromString,
             options,
             channel_credentials,
             insecure,

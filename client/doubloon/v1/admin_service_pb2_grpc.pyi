@@ -46,7 +46,17 @@ class AdminServiceStub:
     GetProcessHealth: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetProcessHealthRequest, _admin_service_pb2.GetProcessHealthResponse]
     """How the answering process itself is doing."""
     CheckConservation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CheckConservationRequest, _admin_service_pb2.CheckConservationResponse]
-    """Adds up every balance on every shard: promise 1, conservation."""
+    """Adds up every balance on every shard: promise 1, conservation, inside every shard."""
+    Audit: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AuditRequest, _admin_service_pb2.AuditResponse]
+    """Compares what every two shards owe each other at a logical time, while traffic runs: promise 1
+    between shards.
+    """
+    ListInDoubt: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListInDoubtRequest, _admin_service_pb2.ListInDoubtResponse]
+    """Transactions between shards that are in doubt, or decided and not finished."""
+    ResolveTransaction: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ResolveTransactionRequest, _admin_service_pb2.ResolveTransactionResponse]
+    """Resolves one transaction now: finishes it if its home has committed it, aborts it past its
+    deadline. FAILED_PRECONDITION before that. NOT_FOUND when no shard has it in doubt.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -66,7 +76,17 @@ class AdminServiceAsyncStub(AdminServiceStub):
     GetProcessHealth: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetProcessHealthRequest, _admin_service_pb2.GetProcessHealthResponse]  # type: ignore[assignment]
     """How the answering process itself is doing."""
     CheckConservation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CheckConservationRequest, _admin_service_pb2.CheckConservationResponse]  # type: ignore[assignment]
-    """Adds up every balance on every shard: promise 1, conservation."""
+    """Adds up every balance on every shard: promise 1, conservation, inside every shard."""
+    Audit: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AuditRequest, _admin_service_pb2.AuditResponse]  # type: ignore[assignment]
+    """Compares what every two shards owe each other at a logical time, while traffic runs: promise 1
+    between shards.
+    """
+    ListInDoubt: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListInDoubtRequest, _admin_service_pb2.ListInDoubtResponse]  # type: ignore[assignment]
+    """Transactions between shards that are in doubt, or decided and not finished."""
+    ResolveTransaction: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ResolveTransactionRequest, _admin_service_pb2.ResolveTransactionResponse]  # type: ignore[assignment]
+    """Resolves one transaction now: finishes it if its home has committed it, aborts it past its
+    deadline. FAILED_PRECONDITION before that. NOT_FOUND when no shard has it in doubt.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators call, through the scripts. Routers serve it."""
@@ -119,6 +139,34 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.CheckConservationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.CheckConservationResponse, _abc.Awaitable[_admin_service_pb2.CheckConservationResponse]]:
-        """Adds up every balance on every shard: promise 1, conservation."""
+        """Adds up every balance on every shard: promise 1, conservation, inside every shard."""
+
+    @_abc_1.abstractmethod
+    def Audit(
+        self,
+        request: _admin_service_pb2.AuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.AuditResponse, _abc.Awaitable[_admin_service_pb2.AuditResponse]]:
+        """Compares what every two shards owe each other at a logical time, while traffic runs: promise 1
+        between shards.
+        """
+
+    @_abc_1.abstractmethod
+    def ListInDoubt(
+        self,
+        request: _admin_service_pb2.ListInDoubtRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListInDoubtResponse, _abc.Awaitable[_admin_service_pb2.ListInDoubtResponse]]:
+        """Transactions between shards that are in doubt, or decided and not finished."""
+
+    @_abc_1.abstractmethod
+    def ResolveTransaction(
+        self,
+        request: _admin_service_pb2.ResolveTransactionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ResolveTransactionResponse, _abc.Awaitable[_admin_service_pb2.ResolveTransactionResponse]]:
+        """Resolves one transaction now: finishes it if its home has committed it, aborts it past its
+        deadline. FAILED_PRECONDITION before that. NOT_FOUND when no shard has it in doubt.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,24 +23,71 @@ _sym_db = _symbol_database.Default()
 
 
 from doubloon.v1 import admin_service_pb2 as doubloon_dot_v1_dot_admin__service__pb2
+from doubloon.v1 import coordinator_service_pb2 as doubloon_dot_v1_dot_coordinator__service__pb2
 from doubloon.v1 import wallet_service_pb2 as doubloon_dot_v1_dot_wallet__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64oubloon/v1/shard_service.proto\x12\x0b\x64oubloon.v1\x1a\x1f\x64oubloon/v1/admin_service.proto\x1a doubloon/v1/wallet_service.proto\";\n\x17\x45xecuteTransfersRequest\x12\x0e\n\x06\x62odies\x18\x01 \x01(\x0c\x12\x10\n\x08metadata\x18\x02 \x01(\x0c\"+\n\x18\x45xecuteTransfersResponse\x12\x0f\n\x07results\x18\x01 \x01(\x0c\"\x17\n\x15GetShardStatusRequest\"B\n\x16GetShardStatusResponse\x12(\n\x06status\x18\x01 \x01(\x0b\x32\x18.doubloon.v1.ShardStatus2\xbd\x08\n\x0cShardService\x12_\n\x10\x45xecuteTransfers\x12$.doubloon.v1.ExecuteTransfersRequest\x1a%.doubloon.v1.ExecuteTransfersResponse\x12S\n\x0cOpenAccounts\x12 .doubloon.v1.OpenAccountsRequest\x1a!.doubloon.v1.OpenAccountsResponse\x12M\n\nGetAccount\x12\x1e.doubloon.v1.GetAccountRequest\x1a\x1f.doubloon.v1.GetAccountResponse\x12P\n\x0bGetBalances\x12\x1f.doubloon.v1.GetBalancesRequest\x1a .doubloon.v1.GetBalancesResponse\x12P\n\x0bGetTransfer\x12\x1f.doubloon.v1.GetTransferRequest\x1a .doubloon.v1.GetTransferResponse\x12P\n\x0bListEntries\x12\x1f.doubloon.v1.ListEntriesRequest\x1a .doubloon.v1.ListEntriesResponse\x12G\n\x08GetFlows\x12\x1c.doubloon.v1.GetFlowsRequest\x1a\x1d.doubloon.v1.GetFlowsResponse\x12_\n\x10GetBalanceSeries\x12$.doubloon.v1.GetBalanceSeriesRequest\x1a%.doubloon.v1.GetBalanceSeriesResponse\x12h\n\x13\x43hangeAccountStatus\x12\'.doubloon.v1.ChangeAccountStatusRequest\x1a(.doubloon.v1.ChangeAccountStatusResponse\x12\x62\n\x11\x43heckConservation\x12%.doubloon.v1.CheckConservationRequest\x1a&.doubloon.v1.CheckConservationResponse\x12_\n\x10GetProcessHealth\x12$.doubloon.v1.GetProcessHealthRequest\x1a%.doubloon.v1.GetProcessHealthResponse\x12Y\n\x0eGetShardStatus\x12\".doubloon.v1.GetShardStatusRequest\x1a#.doubloon.v1.GetShardStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64oubloon/v1/shard_service.proto\x12\x0b\x64oubloon.v1\x1a\x1f\x64oubloon/v1/admin_service.proto\x1a%doubloon/v1/coordinator_service.proto\x1a doubloon/v1/wallet_service.proto\";\n\x17\x45xecuteTransfersRequest\x12\x0e\n\x06\x62odies\x18\x01 \x01(\x0c\x12\x10\n\x08metadata\x18\x02 \x01(\x0c\"+\n\x18\x45xecuteTransfersResponse\x12\x0f\n\x07results\x18\x01 \x01(\x0c\"8\n\x14\x45xecuteGroupsRequest\x12\x0e\n\x06\x62odies\x18\x01 \x01(\x0c\x12\x10\n\x08metadata\x18\x02 \x01(\x0c\"(\n\x15\x45xecuteGroupsResponse\x12\x0f\n\x07results\x18\x01 \x01(\x0c\"V\n\x0ePrepareRequest\x12\x0f\n\x07headers\x18\x01 \x01(\x0c\x12\x0f\n\x07members\x18\x02 \x01(\x0c\x12\x10\n\x08metadata\x18\x03 \x01(\x0c\x12\x10\n\x08\x63lock_us\x18\x04 \x01(\x03\"2\n\x0fPrepareResponse\x12\r\n\x05votes\x18\x01 \x01(\x0c\x12\x10\n\x08\x63lock_us\x18\x02 \x01(\x03\"h\n\x11\x43ommitHomeRequest\x12\x0f\n\x07headers\x18\x01 \x01(\x0c\x12\x0f\n\x07members\x18\x02 \x01(\x0c\x12\x10\n\x08metadata\x18\x03 \x01(\x0c\x12\r\n\x05votes\x18\x04 \x01(\x0c\x12\x10\n\x08\x63lock_us\x18\x05 \x01(\x03\"7\n\x12\x43ommitHomeResponse\x12\x0f\n\x07\x61nswers\x18\x01 \x01(\x0c\x12\x10\n\x08\x63lock_us\x18\x02 \x01(\x03\"<\n\x15\x43ommitPreparedRequest\x12\x11\n\tdecisions\x18\x01 \x01(\x0c\x12\x10\n\x08\x63lock_us\x18\x02 \x01(\x03\"*\n\x16\x43ommitPreparedResponse\x12\x10\n\x08\x63lock_us\x18\x01 \x01(\x03\",\n\x14\x41\x62ortPreparedRequest\x12\x14\n\x0ctransactions\x18\x01 \x01(\x0c\"\x17\n\x15\x41\x62ortPreparedResponse\"&\n\x0eResolveRequest\x12\x14\n\x0ctransactions\x18\x01 \x01(\x0c\"8\n\x0fResolveResponse\x12\x13\n\x0bresolutions\x18\x01 \x01(\x0c\x12\x10\n\x08\x63lock_us\x18\x02 \x01(\x03\"(\n\rFinishRequest\x12\x17\n\x0ftransaction_ids\x18\x01 \x01(\x0c\"\x10\n\x0e\x46inishResponse\"R\n\x17ListTransactionsRequest\x12\x10\n\x08since_us\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x16\n\x0etransaction_id\x18\x03 \x01(\x0c\"N\n\x18ListTransactionsResponse\x12\x32\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x1c.doubloon.v1.TransactionInfo\"&\n\x12GetClearingRequest\x12\x10\n\x08\x61s_of_us\x18\x01 \x01(\x03\"S\n\x10\x43learingPosition\x12\x15\n\rpeer_shard_id\x18\x01 \x01(\r\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x16\n\x0eposition_minor\x18\x03 \x01(\t\"\x90\x01\n\x0bPreparedLeg\x12\x16\n\x0etransaction_id\x18\x01 \x01(\x0c\x12\x15\n\rhome_shard_id\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_us\x18\x03 \x01(\x03\x12\x15\n\rpeer_shard_id\x18\x04 \x01(\r\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x06 \x01(\x03\"s\n\x13GetClearingResponse\x12\x30\n\tpositions\x18\x01 \x03(\x0b\x32\x1d.doubloon.v1.ClearingPosition\x12*\n\x08prepared\x18\x02 \x03(\x0b\x32\x18.doubloon.v1.PreparedLeg\"`\n\x14ListCrossingsRequest\x12\x15\n\rpeer_shard_id\x18\x01 \x01(\r\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x10\n\x08\x61\x66ter_us\x18\x03 \x01(\x03\x12\r\n\x05to_us\x18\x04 \x01(\x03\"\x8e\x01\n\x08\x43rossing\x12\x16\n\x0etransaction_id\x18\x01 \x01(\x0c\x12\x13\n\x0bgroup_index\x18\x02 \x01(\r\x12\x14\n\x0c\x61mount_minor\x18\x03 \x01(\x03\x12\x12\n\ndecided_us\x18\x04 \x01(\x03\x12\x13\n\x0btransfer_id\x18\x05 \x01(\x0c\x12\x16\n\x0ekey_account_id\x18\x06 \x01(\x04\"A\n\x15ListCrossingsResponse\x12(\n\tcrossings\x18\x01 \x03(\x0b\x32\x15.doubloon.v1.Crossing\"\x17\n\x15GetShardStatusRequest\"B\n\x16GetShardStatusResponse\x12(\n\x06status\x18\x01 \x01(\x0b\x32\x18.doubloon.v1.ShardStatus2\xf1\x0e\n\x0cShardService\x12_\n\x10\x45xecuteTransfers\x12$.doubloon.v1.ExecuteTransfersRequest\x1a%.doubloon.v1.ExecuteTransfersResponse\x12V\n\rExecuteGroups\x12!.doubloon.v1.ExecuteGroupsRequest\x1a\".doubloon.v1.ExecuteGroupsResponse\x12\x44\n\x07Prepare\x12\x1b.doubloon.v1.PrepareRequest\x1a\x1c.doubloon.v1.PrepareResponse\x12M\n\nCommitHome\x12\x1e.doubloon.v1.CommitHomeRequest\x1a\x1f.doubloon.v1.CommitHomeResponse\x12Y\n\x0e\x43ommitPrepared\x12\".doubloon.v1.CommitPreparedRequest\x1a#.doubloon.v1.CommitPreparedResponse\x12V\n\rAbortPrepared\x12!.doubloon.v1.AbortPreparedRequest\x1a\".doubloon.v1.AbortPreparedResponse\x12\x44\n\x07Resolve\x12\x1b.doubloon.v1.ResolveRequest\x1a\x1c.doubloon.v1.ResolveResponse\x12\x41\n\x06\x46inish\x12\x1a.doubloon.v1.FinishRequest\x1a\x1b.doubloon.v1.FinishResponse\x12_\n\x10ListTransactions\x12$.doubloon.v1.ListTransactionsRequest\x1a%.doubloon.v1.ListTransactionsResponse\x12P\n\x0bGetClearing\x12\x1f.doubloon.v1.GetClearingRequest\x1a .doubloon.v1.GetClearingResponse\x12V\n\rListCrossings\x12!.doubloon.v1.ListCrossingsRequest\x1a\".doubloon.v1.ListCrossingsResponse\x12S\n\x0cOpenAccounts\x12 .doubloon.v1.OpenAccountsRequest\x1a!.doubloon.v1.OpenAccountsResponse\x12M\n\nGetAccount\x12\x1e.doubloon.v1.GetAccountRequest\x1a\x1f.doubloon.v1.GetAccountResponse\x12P\n\x0bGetBalances\x12\x1f.doubloon.v1.GetBalancesRequest\x1a .doubloon.v1.GetBalancesResponse\x12P\n\x0bGetTransfer\x12\x1f.doubloon.v1.GetTransferRequest\x1a .doubloon.v1.GetTransferResponse\x12P\n\x0bListEntries\x12\x1f.doubloon.v1.ListEntriesRequest\x1a .doubloon.v1.ListEntriesResponse\x12G\n\x08GetFlows\x12\x1c.doubloon.v1.GetFlowsRequest\x1a\x1d.doubloon.v1.GetFlowsResponse\x12_\n\x10GetBalanceSeries\x12$.doubloon.v1.GetBalanceSeriesRequest\x1a%.doubloon.v1.GetBalanceSeriesResponse\x12h\n\x13\x43hangeAccountStatus\x12\'.doubloon.v1.ChangeAccountStatusRequest\x1a(.doubloon.v1.ChangeAccountStatusResponse\x12\x62\n\x11\x43heckConservation\x12%.doubloon.v1.CheckConservationRequest\x1a&.doubloon.v1.CheckConservationResponse\x12_\n\x10GetProcessHealth\x12$.doubloon.v1.GetProcessHealthRequest\x1a%.doubloon.v1.GetProcessHealthResponse\x12Y\n\x0eGetShardStatus\x12\".doubloon.v1.GetShardStatusRequest\x1a#.doubloon.v1.GetShardStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'doubloon.v1.shard_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXECUTETRANSFERSREQUEST']._serialized_start=115
-  _globals['_EXECUTETRANSFERSREQUEST']._serialized_end=174
-  _globals['_EXECUTETRANSFERSRESPONSE']._serialized_start=176
-  _globals['_EXECUTETRANSFERSRESPONSE']._serialized_end=219
-  _globals['_GETSHARDSTATUSREQUEST']._serialized_start=221
-  _globals['_GETSHARDSTATUSREQUEST']._serialized_end=244
-  _globals['_GETSHARDSTATUSRESPONSE']._serialized_start=246
-  _globals['_GETSHARDSTATUSRESPONSE']._serialized_end=312
-  _globals['_SHARDSERVICE']._serialized_start=315
-  _globals['_SHARDSERVICE']._serialized_end=1400
+  _globals['_EXECUTETRANSFERSREQUEST']._serialized_start=154
+  _globals['_EXECUTETRANSFERSREQUEST']._serialized_end=213
+  _globals['_EXECUTETRANSFERSRESPONSE']._serialized_start=215
+  _globals['_EXECUTETRANSFERSRESPONSE']._serialized_end=258
+  _globals['_EXECUTEGROUPSREQUEST']._serialized_start=260
+  _globals['_EXECUTEGROUPSREQUEST']._serialized_end=316
+  _globals['_EXECUTEGROUPSRESPONSE']._serialized_start=318
+  _globals['_EXECUTEGROUPSRESPONSE']._serialized_end=358
+  _globals['_PREPAREREQUEST']._serialized_start=360
+  _globals['_PREPAREREQUEST']._serialized_end=446
+  _globals['_PREPARERESPONSE']._serialized_start=448
+  _globals['_PREPARERESPONSE']._serialized_end=498
+  _globals['_COMMITHOMEREQUEST']._serialized_start=500
+  _globals['_COMMITHOMEREQUEST']._serialized_end=604
+  _globals['_COMMITHOMERESPONSE']._serialized_start=606
+  _globals['_COMMITHOMERESPONSE']._serialized_end=661
+  _globals['_COMMITPREPAREDREQUEST']._serialized_start=663
+  _globals['_COMMITPREPAREDREQUEST']._serialized_end=723
+  _globals['_COMMITPREPAREDRESPONSE']._serialized_start=725
+  _globals['_COMMITPREPAREDRESPONSE']._serialized_end=767
+  _globals['_ABORTPREPAREDREQUEST']._serialized_start=769
+  _globals['_ABORTPREPAREDREQUEST']._serialized_end=813
+  _globals['_ABORTPREPAREDRESPONSE']._serialized_start=815
+  _globals['_ABORTPREPAREDRESPONSE']._serialized_end=838
+  _globals['_RESOLVEREQUEST']._serialized_start=840
+  _globals['_RESOLVEREQUEST']._serialized_end=878
+  _globals['_RESOLVERESPONSE']._serialized_start=880
+  _globals['_RESOLVERESPONSE']._serialized_end=936
+  _globals['_FINISHREQUEST']._serialized_start=938
+  _globals['_FINISHREQUEST']._serialized_end=978
+  _globals['_FINISHRESPONSE']._serialized_start=980
+  _globals['_FINISHRESPONSE']._serialized_end=996
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_start=998
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_end=1080
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_start=1082
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_end=1160
+  _globals['_GETCLEARINGREQUEST']._serialized_start=1162
+  _globals['_GETCLEARINGREQUEST']._serialized_end=1200
+  _globals['_CLEARINGPOSITION']._serialized_start=1202
+  _globals['_CLEARINGPOSITION']._serialized_end=1285
+  _globals['_PREPAREDLEG']._serialized_start=1288
+  _globals['_PREPAREDLEG']._serialized_end=1432
+  _globals['_GETCLEARINGRESPONSE']._serialized_start=1434
+  _globals['_GETCLEARINGRESPONSE']._serialized_end=1549
+  _globals['_LISTCROSSINGSREQUEST']._serialized_start=1551
+  _globals['_LISTCROSSINGSREQUEST']._serialized_end=1647
+  _globals['_CROSSING']._serialized_start=1650
+  _globals['_CROSSING']._serialized_end=1792
+  _globals['_LISTCROSSINGSRESPONSE']._serialized_start=1794
+  _globals['_LISTCROSSINGSRESPONSE']._serialized_end=1859
+  _globals['_GETSHARDSTATUSREQUEST']._serialized_start=1861
+  _globals['_GETSHARDSTATUSREQUEST']._serialized_end=1884
+  _globals['_GETSHARDSTATUSRESPONSE']._serialized_start=1886
+  _globals['_GETSHARDSTATUSRESPONSE']._serialized_end=1952
+  _globals['_SHARDSERVICE']._serialized_start=1955
+  _globals['_SHARDSERVICE']._serialized_end=3860
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from doubloon.v1 import admin_service_pb2 as _admin_service_pb2
+from doubloon.v1 import coordinator_service_pb2 as _coordinator_service_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -64,6 +67,634 @@ class ExecuteTransfersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecuteTransfersResponse: _TypeAlias = ExecuteTransfersResponse  # noqa: Y015
+
+@_typing.final
+class ExecuteGroupsRequest(_message.Message):
+    """Groups in packed form; `cluster/packed.py` is the format's one definition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BODIES_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    bodies: _builtins.bytes
+    """Bodies of 64 bytes each, a group's one after the other; 1 … 8,192 of them."""
+    metadata: _builtins.bytes
+    """The metadata of those bodies that have any, one after the other."""
+    def __init__(
+        self,
+        *,
+        bodies: _builtins.bytes = ...,
+        metadata: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bodies", b"bodies", "metadata", b"metadata"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecuteGroupsRequest: _TypeAlias = ExecuteGroupsRequest  # noqa: Y015
+
+@_typing.final
+class ExecuteGroupsResponse(_message.Message):
+    """The results in packed form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    results: _builtins.bytes
+    """One result of 24 bytes for each group, in request order."""
+    def __init__(
+        self,
+        *,
+        results: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecuteGroupsResponse: _TypeAlias = ExecuteGroupsResponse  # noqa: Y015
+
+@_typing.final
+class PrepareRequest(_message.Message):
+    """Transactions to prepare, in packed form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADERS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    CLOCK_US_FIELD_NUMBER: _builtins.int
+    headers: _builtins.bytes
+    """One header of 64 bytes for each transaction, 1 … 8,192."""
+    members: _builtins.bytes
+    """The members of 72 bytes each that touch this shard, in the order of the headers."""
+    metadata: _builtins.bytes
+    """The metadata of those members that have any, one after the other."""
+    clock_us: _builtins.int
+    """The caller's clock, microseconds."""
+    def __init__(
+        self,
+        *,
+        headers: _builtins.bytes = ...,
+        members: _builtins.bytes = ...,
+        metadata: _builtins.bytes = ...,
+        clock_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "headers", b"headers", "members", b"members", "metadata", b"metadata"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareRequest: _TypeAlias = PrepareRequest  # noqa: Y015
+
+@_typing.final
+class PrepareResponse(_message.Message):
+    """The votes in packed form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOTES_FIELD_NUMBER: _builtins.int
+    CLOCK_US_FIELD_NUMBER: _builtins.int
+    votes: _builtins.bytes
+    """One vote of 8 bytes for each transaction, in request order."""
+    clock_us: _builtins.int
+    """This shard's clock, microseconds."""
+    def __init__(
+        self,
+        *,
+        votes: _builtins.bytes = ...,
+        clock_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "votes", b"votes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareResponse: _TypeAlias = PrepareResponse  # noqa: Y015
+
+@_typing.final
+class CommitHomeRequest(_message.Message):
+    """Transactions for their home to decide, in packed form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADERS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    VOTES_FIELD_NUMBER: _builtins.int
+    CLOCK_US_FIELD_NUMBER: _builtins.int
+    headers: _builtins.bytes
+    """One header of 64 bytes for each transaction, 1 … 8,192."""
+    members: _builtins.bytes
+    """All members of 72 bytes each, in the order of the headers."""
+    metadata: _builtins.bytes
+    """The metadata of those members that have any, one after the other."""
+    votes: _builtins.bytes
+    """One vote of 8 bytes for each transaction: YES asks the home to commit; NO, with the reason of
+    highest precedence among the participants', asks it to record the refusal and to abort.
+    """
+    clock_us: _builtins.int
+    """The caller's clock, microseconds."""
+    def __init__(
+        self,
+        *,
+        headers: _builtins.bytes = ...,
+        members: _builtins.bytes = ...,
+        metadata: _builtins.bytes = ...,
+        votes: _builtins.bytes = ...,
+        clock_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "headers", b"headers", "members", b"members", "metadata", b"metadata", "votes", b"votes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitHomeRequest: _TypeAlias = CommitHomeRequest  # noqa: Y015
+
+@_typing.final
+class CommitHomeResponse(_message.Message):
+    """The home's answers in packed form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    CLOCK_US_FIELD_NUMBER: _builtins.int
+    answers: _builtins.bytes
+    """One answer of 80 bytes for each transaction, in request order."""
+    clock_us: _builtins.int
+    """This shard's clock, microseconds."""
+    def __init__(
+        self,
+        *,
+        answers: _builtins.bytes = ...,
+        clock_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "clock_us", b"clock_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitHomeResponse: _TypeAlias = CommitHomeResponse  # noqa: Y015
+
+@_typing.final
+class CommitPreparedRequest(_message.Message):
+    """Decisions, in packed form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    CLOCK_US_FIELD_NUMBER: _builtins.int
+    decisions: _builtins.bytes
+    """24 bytes for each transaction: id and the time it was decided; 1 … 8,192."""
+    clock_us: _builtins.int
+    """The caller's clock, microseconds."""
+    def __init__(
+        self,
+        *,
+        decisions: _builtins.bytes = ...,
+        clock_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "decisions", b"decisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitPreparedRequest: _TypeAlias = CommitPreparedRequest  # noqa: Y015
+
+@_typing.final
+class CommitPreparedResponse(_message.Message):
+    """They are posted, durably."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOCK_US_FIELD_NUMBER: _builtins.int
+    clock_us: _builtins.int
+    """This shard's clock, microseconds."""
+    def __init__(
+        self,
+        *,
+        clock_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitPreparedResponse: _TypeAlias = CommitPreparedResponse  # noqa: Y015
+
+@_typing.final
+class AbortPreparedRequest(_message.Message):
+    """Transactions that will not be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    transactions: _builtins.bytes
+    """24 bytes for each transaction: id and deadline; 1 … 8,192."""
+    def __init__(
+        self,
+        *,
+        transactions: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbortPreparedRequest: _TypeAlias = AbortPreparedRequest  # noqa: Y015
+
+@_typing.final
+class AbortPreparedResponse(_message.Message):
+    """They are dropped, durably."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbortPreparedResponse: _TypeAlias = AbortPreparedResponse  # noqa: Y015
+
+@_typing.final
+class ResolveRequest(_message.Message):
+    """Transactions to resolve, in packed form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    transactions: _builtins.bytes
+    """24 bytes for each transaction: id and deadline; 1 … 8,192."""
+    def __init__(
+        self,
+        *,
+        transactions: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveRequest: _TypeAlias = ResolveRequest  # noqa: Y015
+
+@_typing.final
+class ResolveResponse(_message.Message):
+    """What became of them, in packed form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOLUTIONS_FIELD_NUMBER: _builtins.int
+    CLOCK_US_FIELD_NUMBER: _builtins.int
+    resolutions: _builtins.bytes
+    """16 bytes for each transaction, in request order: fate and the time it was decided."""
+    clock_us: _builtins.int
+    """This shard's clock, microseconds."""
+    def __init__(
+        self,
+        *,
+        resolutions: _builtins.bytes = ...,
+        clock_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "resolutions", b"resolutions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveResponse: _TypeAlias = ResolveResponse  # noqa: Y015
+
+@_typing.final
+class FinishRequest(_message.Message):
+    """Transactions that all participants have posted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTION_IDS_FIELD_NUMBER: _builtins.int
+    transaction_ids: _builtins.bytes
+    """16 bytes for each: its id; 1 … 8,192."""
+    def __init__(
+        self,
+        *,
+        transaction_ids: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transaction_ids", b"transaction_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishRequest: _TypeAlias = FinishRequest  # noqa: Y015
+
+@_typing.final
+class FinishResponse(_message.Message):
+    """Noted; not yet durable, since forgetting it does no harm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishResponse: _TypeAlias = FinishResponse  # noqa: Y015
+
+@_typing.final
+class ListTransactionsRequest(_message.Message):
+    """Which transactions to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_US_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    since_us: _builtins.int
+    """Only those that have been in doubt since this time or before, microseconds; 0 = all."""
+    limit: _builtins.int
+    """At most so many, 1 … 8,192, the oldest first; 0 = 1,000."""
+    transaction_id: _builtins.bytes
+    """Only this one, 16 bytes; empty = no such restriction."""
+    def __init__(
+        self,
+        *,
+        since_us: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        transaction_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "since_us", b"since_us", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTransactionsRequest: _TypeAlias = ListTransactionsRequest  # noqa: Y015
+
+@_typing.final
+class ListTransactionsResponse(_message.Message):
+    """What is in doubt on this shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_coordinator_service_pb2.TransactionInfo]:
+        """The oldest first."""
+
+    def __init__(
+        self,
+        *,
+        transactions: _abc.Iterable[_coordinator_service_pb2.TransactionInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTransactionsResponse: _TypeAlias = ListTransactionsResponse  # noqa: Y015
+
+@_typing.final
+class GetClearingRequest(_message.Message):
+    """For when."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_US_FIELD_NUMBER: _builtins.int
+    as_of_us: _builtins.int
+    """The logical time, microseconds, whole seconds; at most 60 seconds ago."""
+    def __init__(
+        self,
+        *,
+        as_of_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetClearingRequest: _TypeAlias = GetClearingRequest  # noqa: Y015
+
+@_typing.final
+class ClearingPosition(_message.Message):
+    """A running position with another shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_SHARD_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    POSITION_MINOR_FIELD_NUMBER: _builtins.int
+    peer_shard_id: _builtins.int
+    """The other shard."""
+    currency: _builtins.str
+    """The currency's code."""
+    position_minor: _builtins.str
+    """What the other shard owes this one, from legs posted here whose transactions were decided by
+    the logical time, minor units; a decimal number, since it may pass 64 bits.
+    """
+    def __init__(
+        self,
+        *,
+        peer_shard_id: _builtins.int = ...,
+        currency: _builtins.str = ...,
+        position_minor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "peer_shard_id", b"peer_shard_id", "position_minor", b"position_minor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearingPosition: _TypeAlias = ClearingPosition  # noqa: Y015
+
+@_typing.final
+class PreparedLeg(_message.Message):
+    """A leg that is prepared and not posted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    HOME_SHARD_ID_FIELD_NUMBER: _builtins.int
+    DEADLINE_US_FIELD_NUMBER: _builtins.int
+    PEER_SHARD_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    transaction_id: _builtins.bytes
+    """The transaction."""
+    home_shard_id: _builtins.int
+    """Its home, which knows whether it was decided by the logical time."""
+    deadline_us: _builtins.int
+    """When it is given up, microseconds."""
+    peer_shard_id: _builtins.int
+    """The other account's shard."""
+    currency: _builtins.str
+    """The currency's code."""
+    amount_minor: _builtins.int
+    """What posting it will add to the position with that shard, minor units; may be negative."""
+    def __init__(
+        self,
+        *,
+        transaction_id: _builtins.bytes = ...,
+        home_shard_id: _builtins.int = ...,
+        deadline_us: _builtins.int = ...,
+        peer_shard_id: _builtins.int = ...,
+        currency: _builtins.str = ...,
+        amount_minor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "currency", b"currency", "deadline_us", b"deadline_us", "home_shard_id", b"home_shard_id", "peer_shard_id", b"peer_shard_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreparedLeg: _TypeAlias = PreparedLeg  # noqa: Y015
+
+@_typing.final
+class GetClearingResponse(_message.Message):
+    """The positions at the logical time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    PREPARED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClearingPosition]:
+        """Positions, ordered by peer and currency number; those of 0 may be missing."""
+
+    @_builtins.property
+    def prepared(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreparedLeg]:
+        """Legs prepared here and not posted, of any age."""
+
+    def __init__(
+        self,
+        *,
+        positions: _abc.Iterable[Global___ClearingPosition] | None = ...,
+        prepared: _abc.Iterable[Global___PreparedLeg] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["positions", b"positions", "prepared", b"prepared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetClearingResponse: _TypeAlias = GetClearingResponse  # noqa: Y015
+
+@_typing.final
+class ListCrossingsRequest(_message.Message):
+    """Which legs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_SHARD_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    AFTER_US_FIELD_NUMBER: _builtins.int
+    TO_US_FIELD_NUMBER: _builtins.int
+    peer_shard_id: _builtins.int
+    """The other shard."""
+    currency: _builtins.str
+    """The currency's code."""
+    after_us: _builtins.int
+    """Decided after this time, microseconds."""
+    to_us: _builtins.int
+    """Decided up to this time, microseconds."""
+    def __init__(
+        self,
+        *,
+        peer_shard_id: _builtins.int = ...,
+        currency: _builtins.str = ...,
+        after_us: _builtins.int = ...,
+        to_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_us", b"after_us", "currency", b"currency", "peer_shard_id", b"peer_shard_id", "to_us", b"to_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCrossingsRequest: _TypeAlias = ListCrossingsRequest  # noqa: Y015
+
+@_typing.final
+class Crossing(_message.Message):
+    """A crossing leg that was posted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    GROUP_INDEX_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    DECIDED_US_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    KEY_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    transaction_id: _builtins.bytes
+    """The transaction."""
+    group_index: _builtins.int
+    """The transfer's index in its group."""
+    amount_minor: _builtins.int
+    """What it added to the position, minor units; may be negative."""
+    decided_us: _builtins.int
+    """When it was decided, microseconds."""
+    transfer_id: _builtins.bytes
+    """The key of its transfer or group."""
+    key_account_id: _builtins.int
+    """The first source account of its key."""
+    def __init__(
+        self,
+        *,
+        transaction_id: _builtins.bytes = ...,
+        group_index: _builtins.int = ...,
+        amount_minor: _builtins.int = ...,
+        decided_us: _builtins.int = ...,
+        transfer_id: _builtins.bytes = ...,
+        key_account_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "decided_us", b"decided_us", "group_index", b"group_index", "key_account_id", b"key_account_id", "transaction_id", b"transaction_id", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Crossing: _TypeAlias = Crossing  # noqa: Y015
+
+@_typing.final
+class ListCrossingsResponse(_message.Message):
+    """The legs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CROSSINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def crossings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Crossing]:
+        """In the order in which they were posted; at most 100,000."""
+
+    def __init__(
+        self,
+        *,
+        crossings: _abc.Iterable[Global___Crossing] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crossings", b"crossings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCrossingsResponse: _TypeAlias = ListCrossingsResponse  # noqa: Y015
 
 @_typing.final
 class GetShardStatusRequest(_message.Message):

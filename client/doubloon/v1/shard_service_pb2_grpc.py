@@ -47,6 +47,56 @@ class ShardServiceStub(object):
                 request_serializer=doubloon_dot_v1_dot_shard__service__pb2.ExecuteTransfersRequest.SerializeToString,
                 response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ExecuteTransfersResponse.FromString,
                 _registered_method=True)
+        self.ExecuteGroups = channel.unary_unary(
+                '/doubloon.v1.ShardService/ExecuteGroups',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.ExecuteGroupsRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ExecuteGroupsResponse.FromString,
+                _registered_method=True)
+        self.Prepare = channel.unary_unary(
+                '/doubloon.v1.ShardService/Prepare',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.PrepareRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.PrepareResponse.FromString,
+                _registered_method=True)
+        self.CommitHome = channel.unary_unary(
+                '/doubloon.v1.ShardService/CommitHome',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.CommitHomeRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.CommitHomeResponse.FromString,
+                _registered_method=True)
+        self.CommitPrepared = channel.unary_unary(
+                '/doubloon.v1.ShardService/CommitPrepared',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.CommitPreparedRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.CommitPreparedResponse.FromString,
+                _registered_method=True)
+        self.AbortPrepared = channel.unary_unary(
+                '/doubloon.v1.ShardService/AbortPrepared',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.AbortPreparedRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.AbortPreparedResponse.FromString,
+                _registered_method=True)
+        self.Resolve = channel.unary_unary(
+                '/doubloon.v1.ShardService/Resolve',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.ResolveRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ResolveResponse.FromString,
+                _registered_method=True)
+        self.Finish = channel.unary_unary(
+                '/doubloon.v1.ShardService/Finish',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.FinishRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.FinishResponse.FromString,
+                _registered_method=True)
+        self.ListTransactions = channel.unary_unary(
+                '/doubloon.v1.ShardService/ListTransactions',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.ListTransactionsRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ListTransactionsResponse.FromString,
+                _registered_method=True)
+        self.GetClearing = channel.unary_unary(
+                '/doubloon.v1.ShardService/GetClearing',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.GetClearingRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.GetClearingResponse.FromString,
+                _registered_method=True)
+        self.ListCrossings = channel.unary_unary(
+                '/doubloon.v1.ShardService/ListCrossings',
+                request_serializer=doubloon_dot_v1_dot_shard__service__pb2.ListCrossingsRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ListCrossingsResponse.FromString,
+                _registered_method=True)
         self.OpenAccounts = channel.unary_unary(
                 '/doubloon.v1.ShardService/OpenAccounts',
                 request_serializer=doubloon_dot_v1_dot_wallet__service__pb2.OpenAccountsRequest.SerializeToString,
@@ -115,6 +165,78 @@ class ShardServiceServicer(object):
 
     def ExecuteTransfers(self, request, context):
         """Executes a batch of transfers, all of whose accounts are on this shard, from packed records.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExecuteGroups(self, request, context):
+        """Executes groups of transfers, all of whose accounts are on this shard, from packed records.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prepare(self, request, context):
+        """Two-phase commit: checks, reserves and logs this participant's legs, and votes. DESIGN §5.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitHome(self, request, context):
+        """Two-phase commit, to the home: decides. Posts the home's legs and logs the decision, or does not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitPrepared(self, request, context):
+        """Two-phase commit, to a participant: posts what was prepared. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortPrepared(self, request, context):
+        """Two-phase commit, to a participant: drops what was prepared. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resolve(self, request, context):
+        """Two-phase commit, to the home: what became of transactions; past its deadline an undecided one
+        is aborted, for ever, by this very call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Finish(self, request, context):
+        """Two-phase commit, to the home: all participants have posted; the decision may be forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTransactions(self, request, context):
+        """What is in doubt here: prepared, or decided here and not finished.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetClearing(self, request, context):
+        """This shard's clearing positions at a logical time; promises that nothing is decided here at or
+        before that time any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCrossings(self, request, context):
+        """The crossing legs posted here that were decided in a range of time: what explains a difference.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,6 +327,56 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ExecuteTransfersRequest.FromString,
                     response_serializer=doubloon_dot_v1_dot_shard__service__pb2.ExecuteTransfersResponse.SerializeToString,
             ),
+            'ExecuteGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExecuteGroups,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ExecuteGroupsRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.ExecuteGroupsResponse.SerializeToString,
+            ),
+            'Prepare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prepare,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.PrepareRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.PrepareResponse.SerializeToString,
+            ),
+            'CommitHome': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitHome,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.CommitHomeRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.CommitHomeResponse.SerializeToString,
+            ),
+            'CommitPrepared': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitPrepared,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.CommitPreparedRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.CommitPreparedResponse.SerializeToString,
+            ),
+            'AbortPrepared': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortPrepared,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.AbortPreparedRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.AbortPreparedResponse.SerializeToString,
+            ),
+            'Resolve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resolve,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ResolveRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.ResolveResponse.SerializeToString,
+            ),
+            'Finish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Finish,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.FinishRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.FinishResponse.SerializeToString,
+            ),
+            'ListTransactions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTransactions,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ListTransactionsRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.ListTransactionsResponse.SerializeToString,
+            ),
+            'GetClearing': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetClearing,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.GetClearingRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.GetClearingResponse.SerializeToString,
+            ),
+            'ListCrossings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCrossings,
+                    request_deserializer=doubloon_dot_v1_dot_shard__service__pb2.ListCrossingsRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_shard__service__pb2.ListCrossingsResponse.SerializeToString,
+            ),
             'OpenAccounts': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenAccounts,
                     request_deserializer=doubloon_dot_v1_dot_wallet__service__pb2.OpenAccountsRequest.FromString,
@@ -294,6 +466,276 @@ class ShardService(object):
             '/doubloon.v1.ShardService/ExecuteTransfers',
             doubloon_dot_v1_dot_shard__service__pb2.ExecuteTransfersRequest.SerializeToString,
             doubloon_dot_v1_dot_shard__service__pb2.ExecuteTransfersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecuteGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/ExecuteGroups',
+            doubloon_dot_v1_dot_shard__service__pb2.ExecuteGroupsRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.ExecuteGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prepare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/Prepare',
+            doubloon_dot_v1_dot_shard__service__pb2.PrepareRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.PrepareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitHome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/CommitHome',
+            doubloon_dot_v1_dot_shard__service__pb2.CommitHomeRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.CommitHomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitPrepared(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/CommitPrepared',
+            doubloon_dot_v1_dot_shard__service__pb2.CommitPreparedRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.CommitPreparedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortPrepared(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/AbortPrepared',
+            doubloon_dot_v1_dot_shard__service__pb2.AbortPreparedRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.AbortPreparedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resolve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/Resolve',
+            doubloon_dot_v1_dot_shard__service__pb2.ResolveRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.ResolveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Finish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/Finish',
+            doubloon_dot_v1_dot_shard__service__pb2.FinishRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.FinishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTransactions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/ListTransactions',
+            doubloon_dot_v1_dot_shard__service__pb2.ListTransactionsRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.ListTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetClearing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/GetClearing',
+            doubloon_dot_v1_dot_shard__service__pb2.GetClearingRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.GetClearingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCrossings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.ShardService/ListCrossings',
+            doubloon_dot_v1_dot_shard__service__pb2.ListCrossingsRequest.SerializeToString,
+            doubloon_dot_v1_dot_shard__service__pb2.ListCrossingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

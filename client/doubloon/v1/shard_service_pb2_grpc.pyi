@@ -43,6 +43,30 @@ class ShardServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ShardServiceAsyncStub: ...
     ExecuteTransfers: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ExecuteTransfersRequest, _shard_service_pb2.ExecuteTransfersResponse]
     """Executes a batch of transfers, all of whose accounts are on this shard, from packed records."""
+    ExecuteGroups: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ExecuteGroupsRequest, _shard_service_pb2.ExecuteGroupsResponse]
+    """Executes groups of transfers, all of whose accounts are on this shard, from packed records."""
+    Prepare: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.PrepareRequest, _shard_service_pb2.PrepareResponse]
+    """Two-phase commit: checks, reserves and logs this participant's legs, and votes. DESIGN §5."""
+    CommitHome: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.CommitHomeRequest, _shard_service_pb2.CommitHomeResponse]
+    """Two-phase commit, to the home: decides. Posts the home's legs and logs the decision, or does not."""
+    CommitPrepared: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.CommitPreparedRequest, _shard_service_pb2.CommitPreparedResponse]
+    """Two-phase commit, to a participant: posts what was prepared. Idempotent."""
+    AbortPrepared: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.AbortPreparedRequest, _shard_service_pb2.AbortPreparedResponse]
+    """Two-phase commit, to a participant: drops what was prepared. Idempotent."""
+    Resolve: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ResolveRequest, _shard_service_pb2.ResolveResponse]
+    """Two-phase commit, to the home: what became of transactions; past its deadline an undecided one
+    is aborted, for ever, by this very call.
+    """
+    Finish: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.FinishRequest, _shard_service_pb2.FinishResponse]
+    """Two-phase commit, to the home: all participants have posted; the decision may be forgotten."""
+    ListTransactions: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ListTransactionsRequest, _shard_service_pb2.ListTransactionsResponse]
+    """What is in doubt here: prepared, or decided here and not finished."""
+    GetClearing: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.GetClearingRequest, _shard_service_pb2.GetClearingResponse]
+    """This shard's clearing positions at a logical time; promises that nothing is decided here at or
+    before that time any more.
+    """
+    ListCrossings: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ListCrossingsRequest, _shard_service_pb2.ListCrossingsResponse]
+    """The crossing legs posted here that were decided in a range of time: what explains a difference."""
     OpenAccounts: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.OpenAccountsRequest, _wallet_service_pb2.OpenAccountsResponse]
     """As WalletService.OpenAccounts, for accounts of this shard."""
     GetAccount: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetAccountRequest, _wallet_service_pb2.GetAccountResponse]
@@ -79,6 +103,30 @@ class ShardServiceAsyncStub(ShardServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ExecuteTransfers: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ExecuteTransfersRequest, _shard_service_pb2.ExecuteTransfersResponse]  # type: ignore[assignment]
     """Executes a batch of transfers, all of whose accounts are on this shard, from packed records."""
+    ExecuteGroups: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ExecuteGroupsRequest, _shard_service_pb2.ExecuteGroupsResponse]  # type: ignore[assignment]
+    """Executes groups of transfers, all of whose accounts are on this shard, from packed records."""
+    Prepare: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.PrepareRequest, _shard_service_pb2.PrepareResponse]  # type: ignore[assignment]
+    """Two-phase commit: checks, reserves and logs this participant's legs, and votes. DESIGN §5."""
+    CommitHome: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.CommitHomeRequest, _shard_service_pb2.CommitHomeResponse]  # type: ignore[assignment]
+    """Two-phase commit, to the home: decides. Posts the home's legs and logs the decision, or does not."""
+    CommitPrepared: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.CommitPreparedRequest, _shard_service_pb2.CommitPreparedResponse]  # type: ignore[assignment]
+    """Two-phase commit, to a participant: posts what was prepared. Idempotent."""
+    AbortPrepared: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.AbortPreparedRequest, _shard_service_pb2.AbortPreparedResponse]  # type: ignore[assignment]
+    """Two-phase commit, to a participant: drops what was prepared. Idempotent."""
+    Resolve: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ResolveRequest, _shard_service_pb2.ResolveResponse]  # type: ignore[assignment]
+    """Two-phase commit, to the home: what became of transactions; past its deadline an undecided one
+    is aborted, for ever, by this very call.
+    """
+    Finish: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.FinishRequest, _shard_service_pb2.FinishResponse]  # type: ignore[assignment]
+    """Two-phase commit, to the home: all participants have posted; the decision may be forgotten."""
+    ListTransactions: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ListTransactionsRequest, _shard_service_pb2.ListTransactionsResponse]  # type: ignore[assignment]
+    """What is in doubt here: prepared, or decided here and not finished."""
+    GetClearing: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.GetClearingRequest, _shard_service_pb2.GetClearingResponse]  # type: ignore[assignment]
+    """This shard's clearing positions at a logical time; promises that nothing is decided here at or
+    before that time any more.
+    """
+    ListCrossings: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ListCrossingsRequest, _shard_service_pb2.ListCrossingsResponse]  # type: ignore[assignment]
+    """The crossing legs posted here that were decided in a range of time: what explains a difference."""
     OpenAccounts: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.OpenAccountsRequest, _wallet_service_pb2.OpenAccountsResponse]  # type: ignore[assignment]
     """As WalletService.OpenAccounts, for accounts of this shard."""
     GetAccount: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetAccountRequest, _wallet_service_pb2.GetAccountResponse]  # type: ignore[assignment]
@@ -118,6 +166,90 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_service_pb2.ExecuteTransfersResponse, _abc.Awaitable[_shard_service_pb2.ExecuteTransfersResponse]]:
         """Executes a batch of transfers, all of whose accounts are on this shard, from packed records."""
+
+    @_abc_1.abstractmethod
+    def ExecuteGroups(
+        self,
+        request: _shard_service_pb2.ExecuteGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.ExecuteGroupsResponse, _abc.Awaitable[_shard_service_pb2.ExecuteGroupsResponse]]:
+        """Executes groups of transfers, all of whose accounts are on this shard, from packed records."""
+
+    @_abc_1.abstractmethod
+    def Prepare(
+        self,
+        request: _shard_service_pb2.PrepareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.PrepareResponse, _abc.Awaitable[_shard_service_pb2.PrepareResponse]]:
+        """Two-phase commit: checks, reserves and logs this participant's legs, and votes. DESIGN §5."""
+
+    @_abc_1.abstractmethod
+    def CommitHome(
+        self,
+        request: _shard_service_pb2.CommitHomeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.CommitHomeResponse, _abc.Awaitable[_shard_service_pb2.CommitHomeResponse]]:
+        """Two-phase commit, to the home: decides. Posts the home's legs and logs the decision, or does not."""
+
+    @_abc_1.abstractmethod
+    def CommitPrepared(
+        self,
+        request: _shard_service_pb2.CommitPreparedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.CommitPreparedResponse, _abc.Awaitable[_shard_service_pb2.CommitPreparedResponse]]:
+        """Two-phase commit, to a participant: posts what was prepared. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def AbortPrepared(
+        self,
+        request: _shard_service_pb2.AbortPreparedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.AbortPreparedResponse, _abc.Awaitable[_shard_service_pb2.AbortPreparedResponse]]:
+        """Two-phase commit, to a participant: drops what was prepared. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Resolve(
+        self,
+        request: _shard_service_pb2.ResolveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.ResolveResponse, _abc.Awaitable[_shard_service_pb2.ResolveResponse]]:
+        """Two-phase commit, to the home: what became of transactions; past its deadline an undecided one
+        is aborted, for ever, by this very call.
+        """
+
+    @_abc_1.abstractmethod
+    def Finish(
+        self,
+        request: _shard_service_pb2.FinishRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.FinishResponse, _abc.Awaitable[_shard_service_pb2.FinishResponse]]:
+        """Two-phase commit, to the home: all participants have posted; the decision may be forgotten."""
+
+    @_abc_1.abstractmethod
+    def ListTransactions(
+        self,
+        request: _shard_service_pb2.ListTransactionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.ListTransactionsResponse, _abc.Awaitable[_shard_service_pb2.ListTransactionsResponse]]:
+        """What is in doubt here: prepared, or decided here and not finished."""
+
+    @_abc_1.abstractmethod
+    def GetClearing(
+        self,
+        request: _shard_service_pb2.GetClearingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.GetClearingResponse, _abc.Awaitable[_shard_service_pb2.GetClearingResponse]]:
+        """This shard's clearing positions at a logical time; promises that nothing is decided here at or
+        before that time any more.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCrossings(
+        self,
+        request: _shard_service_pb2.ListCrossingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.ListCrossingsResponse, _abc.Awaitable[_shard_service_pb2.ListCrossingsResponse]]:
+        """The crossing legs posted here that were decided in a range of time: what explains a difference."""
 
     @_abc_1.abstractmethod
     def OpenAccounts(

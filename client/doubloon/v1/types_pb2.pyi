@@ -280,6 +280,10 @@ class _FaultCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultCode.V
     """A result does not fit its field. Definite."""
     FAULT_CODE_INTERNAL: _FaultCode.ValueType  # 10
     """A defect or a stopping process. Indefinite."""
+    FAULT_CODE_UNAUTHENTICATED: _FaultCode.ValueType  # 11
+    """The caller has not said who it is. Definite."""
+    FAULT_CODE_ALREADY_EXISTS: _FaultCode.ValueType  # 12
+    """What was to be registered is there already, with other attributes. Definite."""
 
 class FaultCode(_FaultCode, metaclass=_FaultCodeEnumTypeWrapper):
     """The kinds of fault; each has the meaning of the gRPC status of that name."""
@@ -306,6 +310,10 @@ FAULT_CODE_OUT_OF_RANGE: FaultCode.ValueType  # 9
 """A result does not fit its field. Definite."""
 FAULT_CODE_INTERNAL: FaultCode.ValueType  # 10
 """A defect or a stopping process. Indefinite."""
+FAULT_CODE_UNAUTHENTICATED: FaultCode.ValueType  # 11
+"""The caller has not said who it is. Definite."""
+FAULT_CODE_ALREADY_EXISTS: FaultCode.ValueType  # 12
+"""What was to be registered is there already, with other attributes. Definite."""
 Global___FaultCode: _TypeAlias = FaultCode  # noqa: Y015
 
 @_typing.final

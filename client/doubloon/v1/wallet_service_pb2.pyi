@@ -497,6 +497,190 @@ class StreamTransfersResponse(_message.Message):
 Global___StreamTransfersResponse: _TypeAlias = StreamTransfersResponse  # noqa: Y015
 
 @_typing.final
+class Group(_message.Message):
+    """1 … 16 transfers that all happen or none do: a sale is the price to the seller and the fee to the
+    house. Their legs apply to each account in the order of the list, and the lowest point on the way
+    must not pass the account's floor. The group's name, and the key that makes every retry of it
+    safe, is (first transfer's source account, group_id); its transfers are named by their index.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.bytes
+    """Exactly 16 bytes, made by the client, unique per first source account for ever, and different
+    from every transfer_id of that account; UUIDv7 advised. Required.
+    """
+    @_builtins.property
+    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Transfer]:
+        """1 … 16. Each one's `transfer_id` must be empty; `import_time_us` must be the same in all."""
+
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.bytes = ...,
+        transfers: _abc.Iterable[_types_pb2.Transfer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "transfers", b"transfers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Group: _TypeAlias = Group  # noqa: Y015
+
+@_typing.final
+class GroupResult(_message.Message):
+    """The outcome of one group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    REFUSED_INDEX_FIELD_NUMBER: _builtins.int
+    REPEAT_FIELD_NUMBER: _builtins.int
+    TIME_US_FIELD_NUMBER: _builtins.int
+    SOURCE_BALANCE_AFTER_MINOR_FIELD_NUMBER: _builtins.int
+    status: _types_pb2.TransferStatus.ValueType
+    """How it ended, for all its transfers."""
+    refused_index: _builtins.int
+    """With REFUSED: the index of the transfer that the reason is about."""
+    repeat: _builtins.bool
+    """True when this key had this outcome already: nothing happened now."""
+    time_us: _builtins.int
+    """When its first transfer was posted at the source, or when a recorded refusal was made,
+    microseconds. 0 with a fault, and with a refusal that left no record.
+    """
+    source_balance_after_minor: _builtins.int
+    """The first source's balance right after the group, or, with a recorded refusal, right then. 0
+    with a fault, and with a refusal that left no record.
+    """
+    @_builtins.property
+    def refusal(self) -> _types_pb2.Refusal:
+        """Set exactly when `status` is REFUSED."""
+
+    @_builtins.property
+    def fault(self) -> _types_pb2.Fault:
+        """Set exactly when `status` is FAULT."""
+
+    def __init__(
+        self,
+        *,
+        status: _types_pb2.TransferStatus.ValueType = ...,
+        refusal: _types_pb2.Refusal | None = ...,
+        fault: _types_pb2.Fault | None = ...,
+        refused_index: _builtins.int = ...,
+        repeat: _builtins.bool = ...,
+        time_us: _builtins.int = ...,
+        source_balance_after_minor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "refusal", b"refusal", "refused_index", b"refused_index", "repeat", b"repeat", "source_balance_after_minor", b"source_balance_after_minor", "status", b"status", "time_us", b"time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupResult: _TypeAlias = GroupResult  # noqa: Y015
+
+@_typing.final
+class TransferGroupRequest(_message.Message):
+    """One group to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> Global___Group:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        group: Global___Group | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferGroupRequest: _TypeAlias = TransferGroupRequest  # noqa: Y015
+
+@_typing.final
+class TransferGroupResponse(_message.Message):
+    """Its outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def result(self) -> Global___GroupResult:
+        """Always set."""
+
+    def __init__(
+        self,
+        *,
+        result: Global___GroupResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferGroupResponse: _TypeAlias = TransferGroupResponse  # noqa: Y015
+
+@_typing.final
+class TransferGroupBatchRequest(_message.Message):
+    """Groups to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group]:
+        """1 … 1,024 of them, independent of each other; 8,192 transfers in all at most."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___Group] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferGroupBatchRequest: _TypeAlias = TransferGroupBatchRequest  # noqa: Y015
+
+@_typing.final
+class TransferGroupBatchResponse(_message.Message):
+    """Their outcomes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupResult]:
+        """One for each group, in request order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___GroupResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferGroupBatchResponse: _TypeAlias = TransferGroupBatchResponse  # noqa: Y015
+
+@_typing.final
 class GetTransferRequest(_message.Message):
     """A transfer's name."""
 
@@ -530,16 +714,10 @@ class GetTransferResponse(_message.Message):
 
     TRANSFER_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
-    DESTINATION_BALANCE_AFTER_MINOR_FIELD_NUMBER: _builtins.int
-    DESTINATION_TIME_US_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
-    destination_balance_after_minor: _builtins.int
-    """The destination's balance right after it, minor units; 0 when refused."""
-    destination_time_us: _builtins.int
-    """When it was posted at the destination, microseconds; 0 when refused."""
     @_builtins.property
     def transfer(self) -> _types_pb2.Transfer:
-        """The transfer as it was asked for."""
+        """The transfer as it was asked for. Of a group: its first, with the group's id."""
 
     @_builtins.property
     def result(self) -> _types_pb2.TransferResult:
@@ -554,13 +732,11 @@ class GetTransferResponse(_message.Message):
         *,
         transfer: _types_pb2.Transfer | None = ...,
         result: _types_pb2.TransferResult | None = ...,
-        destination_balance_after_minor: _builtins.int = ...,
-        destination_time_us: _builtins.int = ...,
         record: Global___RecordName | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "result", b"result", "transfer", b"transfer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_balance_after_minor", b"destination_balance_after_minor", "destination_time_us", b"destination_time_us", "record", b"record", "result", b"result", "transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "result", b"result", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -657,6 +833,9 @@ class Entry(_message.Message):
     DECIDED_TIME_US_FIELD_NUMBER: _builtins.int
     IMPORT_TIME_US_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    KEY_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    GROUP_INDEX_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
     direction: Global___EntryDirection.ValueType
     """Paid or was paid."""
     currency: _builtins.str
@@ -668,7 +847,7 @@ class Entry(_message.Message):
     counterparty_account_id: _builtins.int
     """The other account."""
     transfer_id: _builtins.bytes
-    """The transfer's id; its name is (the paying account, this)."""
+    """The transfer's id, or its group's; its name is (`key_account_id`, this), with `group_index`."""
     type: _types_pb2.TransferType.ValueType
     """What the transfer was for."""
     reference: _builtins.int
@@ -681,6 +860,12 @@ class Entry(_message.Message):
     """When the transfer was decided, microseconds: the stamp of the block that recorded it."""
     import_time_us: _builtins.int
     """The time its import brought, microseconds; 0 = not imported."""
+    key_account_id: _builtins.int
+    """The account in the transfer's name: the paying account, or the group's first source."""
+    group_index: _builtins.int
+    """Which transfer of its group it is, from 0; 0 when it is not of a group."""
+    group_size: _builtins.int
+    """How many transfers its group has; 0 when it is not of a group."""
     @_builtins.property
     def record(self) -> Global___RecordName:
         """Where it is recorded."""
@@ -701,10 +886,13 @@ class Entry(_message.Message):
         decided_time_us: _builtins.int = ...,
         import_time_us: _builtins.int = ...,
         record: Global___RecordName | None = ...,
+        key_account_id: _builtins.int = ...,
+        group_index: _builtins.int = ...,
+        group_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "balance_after_minor", b"balance_after_minor", "counterparty_account_id", b"counterparty_account_id", "currency", b"currency", "decided_time_us", b"decided_time_us", "direction", b"direction", "import_time_us", b"import_time_us", "metadata", b"metadata", "record", b"record", "reference", b"reference", "time_us", b"time_us", "transfer_id", b"transfer_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "balance_after_minor", b"balance_after_minor", "counterparty_account_id", b"counterparty_account_id", "currency", b"currency", "decided_time_us", b"decided_time_us", "direction", b"direction", "group_index", b"group_index", "group_size", b"group_size", "import_time_us", b"import_time_us", "key_account_id", b"key_account_id", "metadata", b"metadata", "record", b"record", "reference", b"reference", "time_us", b"time_us", "transfer_id", b"transfer_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

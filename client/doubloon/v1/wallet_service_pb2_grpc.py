@@ -65,6 +65,16 @@ class WalletServiceStub(object):
                 request_serializer=doubloon_dot_v1_dot_wallet__service__pb2.StreamTransfersRequest.SerializeToString,
                 response_deserializer=doubloon_dot_v1_dot_wallet__service__pb2.StreamTransfersResponse.FromString,
                 _registered_method=True)
+        self.TransferGroup = channel.unary_unary(
+                '/doubloon.v1.WalletService/TransferGroup',
+                request_serializer=doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupResponse.FromString,
+                _registered_method=True)
+        self.TransferGroupBatch = channel.unary_unary(
+                '/doubloon.v1.WalletService/TransferGroupBatch',
+                request_serializer=doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupBatchRequest.SerializeToString,
+                response_deserializer=doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupBatchResponse.FromString,
+                _registered_method=True)
         self.GetTransfer = channel.unary_unary(
                 '/doubloon.v1.WalletService/GetTransfer',
                 request_serializer=doubloon_dot_v1_dot_wallet__service__pb2.GetTransferRequest.SerializeToString,
@@ -133,6 +143,20 @@ class WalletServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TransferGroup(self, request, context):
+        """One group: 1 … 16 transfers that all happen or none do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferGroupBatch(self, request, context):
+        """1 … 1,024 independent groups, of 8,192 transfers in all at most.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTransfer(self, request, context):
         """One transfer and its outcome, by its name. NOT_FOUND when the key is not recorded.
         """
@@ -193,6 +217,16 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.StreamTransfers,
                     request_deserializer=doubloon_dot_v1_dot_wallet__service__pb2.StreamTransfersRequest.FromString,
                     response_serializer=doubloon_dot_v1_dot_wallet__service__pb2.StreamTransfersResponse.SerializeToString,
+            ),
+            'TransferGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferGroup,
+                    request_deserializer=doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupResponse.SerializeToString,
+            ),
+            'TransferGroupBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferGroupBatch,
+                    request_deserializer=doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupBatchRequest.FromString,
+                    response_serializer=doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupBatchResponse.SerializeToString,
             ),
             'GetTransfer': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTransfer,
@@ -378,6 +412,60 @@ class WalletService(object):
             '/doubloon.v1.WalletService/StreamTransfers',
             doubloon_dot_v1_dot_wallet__service__pb2.StreamTransfersRequest.SerializeToString,
             doubloon_dot_v1_dot_wallet__service__pb2.StreamTransfersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.WalletService/TransferGroup',
+            doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupRequest.SerializeToString,
+            doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferGroupBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/doubloon.v1.WalletService/TransferGroupBatch',
+            doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupBatchRequest.SerializeToString,
+            doubloon_dot_v1_dot_wallet__service__pb2.TransferGroupBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

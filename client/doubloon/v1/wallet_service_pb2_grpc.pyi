@@ -45,6 +45,10 @@ class WalletServiceStub:
     """1 … 8,192 independent transfers. Transfers in flight together are unordered."""
     StreamTransfers: _grpc.StreamStreamMultiCallable[_wallet_service_pb2.StreamTransfersRequest, _wallet_service_pb2.StreamTransfersResponse]
     """Batches in, results out, in order. A caller that reads slowly is read from slowly."""
+    TransferGroup: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.TransferGroupRequest, _wallet_service_pb2.TransferGroupResponse]
+    """One group: 1 … 16 transfers that all happen or none do."""
+    TransferGroupBatch: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.TransferGroupBatchRequest, _wallet_service_pb2.TransferGroupBatchResponse]
+    """1 … 1,024 independent groups, of 8,192 transfers in all at most."""
     GetTransfer: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetTransferRequest, _wallet_service_pb2.GetTransferResponse]
     """One transfer and its outcome, by its name. NOT_FOUND when the key is not recorded."""
     ListEntries: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListEntriesRequest, _wallet_service_pb2.ListEntriesResponse]
@@ -71,6 +75,10 @@ class WalletServiceAsyncStub(WalletServiceStub):
     """1 … 8,192 independent transfers. Transfers in flight together are unordered."""
     StreamTransfers: _aio.StreamStreamMultiCallable[_wallet_service_pb2.StreamTransfersRequest, _wallet_service_pb2.StreamTransfersResponse]  # type: ignore[assignment]
     """Batches in, results out, in order. A caller that reads slowly is read from slowly."""
+    TransferGroup: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.TransferGroupRequest, _wallet_service_pb2.TransferGroupResponse]  # type: ignore[assignment]
+    """One group: 1 … 16 transfers that all happen or none do."""
+    TransferGroupBatch: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.TransferGroupBatchRequest, _wallet_service_pb2.TransferGroupBatchResponse]  # type: ignore[assignment]
+    """1 … 1,024 independent groups, of 8,192 transfers in all at most."""
     GetTransfer: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetTransferRequest, _wallet_service_pb2.GetTransferResponse]  # type: ignore[assignment]
     """One transfer and its outcome, by its name. NOT_FOUND when the key is not recorded."""
     ListEntries: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListEntriesRequest, _wallet_service_pb2.ListEntriesResponse]  # type: ignore[assignment]
@@ -130,6 +138,22 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_wallet_service_pb2.StreamTransfersResponse], _abc.AsyncIterator[_wallet_service_pb2.StreamTransfersResponse]]:
         """Batches in, results out, in order. A caller that reads slowly is read from slowly."""
+
+    @_abc_1.abstractmethod
+    def TransferGroup(
+        self,
+        request: _wallet_service_pb2.TransferGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_service_pb2.TransferGroupResponse, _abc.Awaitable[_wallet_service_pb2.TransferGroupResponse]]:
+        """One group: 1 … 16 transfers that all happen or none do."""
+
+    @_abc_1.abstractmethod
+    def TransferGroupBatch(
+        self,
+        request: _wallet_service_pb2.TransferGroupBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_service_pb2.TransferGroupBatchResponse, _abc.Awaitable[_wallet_service_pb2.TransferGroupBatchResponse]]:
+        """1 … 1,024 independent groups, of 8,192 transfers in all at most."""
 
     @_abc_1.abstractmethod
     def GetTransfer(
