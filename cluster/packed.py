@@ -44,11 +44,10 @@ All numbers are little-endian. Fixed strides let a router slice a batch without 
 
     header     0     16   transaction id, random
               16      8   deadline, microseconds
-              24      2   home: the shard of the first member's source account
-              26      1   how many members follow for it in this message
-              27      1   how many participants: shards other than the home, 1 … 16
-              28     32   their shard ids, 2 bytes each, the rest zero
-              60      4   zero
+              24      8   the first member's source account: with its transfer id, the key
+              32      2   home: the shard of that account
+              34      1   how many members follow for it in this message
+              35      5   zero
 
     vote       0      1   Vote
                1      1   RefusalReason with NO; else 0
@@ -61,14 +60,14 @@ All numbers are little-endian. Fixed strides let a router slice a batch without 
                3      1   DifferingField; 0 unless the key was reused
                4      1   1 = the key had this outcome already
                5      1   the index of the transfer refused
-               6      1   how many participants have yet to post the transaction that committed the
-                          key, as far as the home knows
+               6      1   1 = some participant may have yet to post the transaction that committed
+                          the key, as far as the home knows
                7      1   zero
                8      8   time, microseconds; 0 = none
               16      8   source's balance after, minor units
               24      8   when the key's transaction was decided, microseconds; 0 = it was not
-              32     16   the transaction that committed the key; zero = none
-              48     32   the shard ids of those participants, 2 bytes each, the rest zero
+              32     16   the transaction that committed the key; zero = none. Its participants are
+                          those of this one: the same key and body touch the same accounts
 
     decision   0     16   transaction id
               16      8   when it was decided, or its deadline, microseconds
@@ -120,18 +119,15 @@ GROUPS_MAX: Final = 1_024
 MEMBER: Final = struct.Struct("<64s2H4x")
 """body, source's shard, destination's shard."""
 
-HEADER: Final = struct.Struct("<16sqH2B32s4x")
-"""transaction id, deadline, home, members, participants, their shard ids."""
-
-SHARD_IDS: Final = struct.Struct("<16H")
-"""The shard ids in a header or an answer."""
+HEADER: Final = struct.Struct("<16sqQHB5x")
+"""transaction id, deadline, first source account, home, members."""
 
 VOTE: Final = struct.Struct("<3B5x")
 """vote, refusal reason, index."""
 
-ANSWER: Final = struct.Struct("<7Bx3q16s32s")
+ANSWER: Final = struct.Struct("<7Bx3q16s")
 """fate, outcome, refusal reason, differing field, repeat, index, unposted, time, source's balance
-after, decided, transaction id, shard ids."""
+after, decided, transaction id."""
 
 DECISION: Final = struct.Struct("<16sq")
 """transaction id, time."""
@@ -187,3 +183,7 @@ class DifferingField(enum.IntEnum):
     REFERENCE = 5
     METADATA = 6
     IMPORT_TIME_US = 7
+    TRANSFERS = 8
+    """One is a group and the other is not, or they are groups of different sizes."""
+    SOURCE_ACCOUNT_ID = 9
+    """Of a transfer of a group other than its first."""

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 FAULT_KEY = "doubloon-fault-bin"
 """Trailing metadata that carries a serialized `doubloon.v1.Fault`."""
+SHARD_KEY = "doubloon-shard"
+"""Metadata of every ShardService call: the shard meant, decimal."""
+TOPOLOGY_VERSION_KEY = "doubloon-topology-version"
+"""Metadata of every call to shard nodes and coordinators: the caller's topology, decimal."""
 
 # 8,192 transfers of the largest size (16-byte id, 256 bytes of metadata) are 3 MB; twice that and
 # some is room for a batch's answer, and still small beside a process's memory.
@@ -90,14 +94,14 @@ _STATUS_OF_CODE = {
     types_pb2.FAULT_CODE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     types_pb2.FAULT_CODE_OUT_OF_RANGE: grpc.StatusCode.OUT_OF_RANGE,
     types_pb2.FAULT_CODE_INTERNAL: grpc.StatusCode.INTERNAL,
+    types_pb2.FAULT_CODE_UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    types_pb2.FAULT_CODE_ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
 }
 _CODE_OF_STATUS = {
     **{status: code for code, status in _STATUS_OF_CODE.items()},
     # Statuses that gRPC makes by itself and that the contract has no code for.
     grpc.StatusCode.CANCELLED: types_pb2.FAULT_CODE_UNAVAILABLE,
     grpc.StatusCode.ABORTED: types_pb2.FAULT_CODE_UNAVAILABLE,
-    grpc.StatusCode.UNAUTHENTICATED: types_pb2.FAULT_CODE_PERMISSION_DENIED,
-    grpc.StatusCode.ALREADY_EXISTS: types_pb2.FAULT_CODE_FAILED_PRECONDITION,
     grpc.StatusCode.UNKNOWN: types_pb2.FAULT_CODE_INTERNAL,
     grpc.StatusCode.DATA_LOSS: types_pb2.FAULT_CODE_INTERNAL,
 }

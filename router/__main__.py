@@ -20,13 +20,14 @@ from cluster.etcd_membership import EtcdMembership
 from cluster.logs import configure
 from cluster.membership import Member, Membership, MembershipUnavailable
 from cluster.runtime import LoopMonitor, run
+from cluster.shard_client import GrpcShardClient
+from cluster.shard_pool import ShardPool
 from doubloon.v1 import admin_service_pb2_grpc, wallet_service_pb2_grpc
 from router import lanes, service, transfers
 from router.admin import ROLE, AdminServicer, ProcessFacts
-from router.lanes import Lanes
+from router.coordinators import CoordinatorPool, GrpcCoordinatorClient
+from router.routes import Routes
 from router.service import Deadlines, WalletServicer
-from router.shard_channel import GrpcShardClient
-from router.shards import ShardPool
 from router.transfers import Admission, TransferExecutor
 
 SERVICES = ("doubloon.v1.WalletService", "doubloon.v1.AdminService")
@@ -56,7 +57,8 @@ class Parts:
     """A router put together."""
 
     pool: ShardPool
-    lanes: Lanes
+    coordinators: CoordinatorPool
+    routes: Routes
     wallet: WalletServicer
     server: rpc.RpcServer
 
@@ -98,7 +100,7 @@ class Parts:
     type=click.IntRange(1),
     default=lanes.QUEUED_TRANSFERS_MAX,
     show_default=True,
-    help="Transfers that wait for one shard at most.",
+    help="Transfers that wait for one shard, or for one set of shards, at most.",
 )
 @click.option(
     "--in-flight",
@@ -153,7 +155,9 @@ async def serve(
     member = Member(ROLE, member_id, address, version, started_us)
     _LOG.info("listening", address=address, version=version, allow_imports=allow_imports)
     async with asyncio.TaskGroup() as background:
-        following = background.create_task(parts.pool.follow())
+        following = [
+            background.create_task(pool.follow()) for pool in (parts.pool, parts.coordinators)
+        ]
         joining = background.create_task(_join(membership, member))
         waiting = background.create_task(
             _serve_once_there_is_a_topology(membership, parts, address)
@@ -164,9 +168,11 @@ async def serve(
         await membership.leave()
         parts.wallet.stop_streams()
         await parts.server.stop()
-        await parts.lanes.close(rpc.STOP_GRACE_S)
-        following.cancel()
+        await parts.routes.close(rpc.STOP_GRACE_S)
+        for task in following:
+            task.cancel()
     await parts.pool.close(rpc.STOP_GRACE_S)
+    await parts.coordinators.close(rpc.STOP_GRACE_S)
     await membership.close()
     monitor.stop()
 
@@ -177,10 +183,11 @@ async def _build(
     rng = random.Random()  # noqa: S311 - jitter, not secrets
     pool = ShardPool(membership, GrpcShardClient, rng)
 
-    to_shards = Lanes(
-        pool.execute_transfers, bounds.calls_per_shard_max, bounds.queued_per_shard_max
+    coordinators = CoordinatorPool(membership, GrpcCoordinatorClient, rng)
+    routes = Routes(
+        pool, coordinators, rng, bounds.calls_per_shard_max, bounds.queued_per_shard_max
     )
-    executor = TransferExecutor(membership, pool, to_shards, allow_imports=allow_imports)
+    executor = TransferExecutor(membership, pool, routes, allow_imports=allow_imports)
     wallet = WalletServicer(
         pool,
         executor,
@@ -188,11 +195,11 @@ async def _build(
         bounds.deadlines,
         bounds.stream_window,
     )
-    admin = AdminServicer(membership, pool, bounds.deadlines, process)
+    admin = AdminServicer(membership, pool, bounds.deadlines, process, WallClock())
     server = await rpc.server(SERVICES)
     wallet_service_pb2_grpc.add_WalletServiceServicer_to_server(wallet, server.grpc_server)
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(admin, server.grpc_server)
-    return Parts(pool, to_shards, wallet, server)
+    return Parts(pool, coordinators, routes, wallet, server)
 
 
 async def _start(server: rpc.RpcServer, listen: str) -> str:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import grpc
 
 from cluster.rpc import Fault
+from cluster.shard_client import OPEN_ACCOUNTS
+from cluster.shard_pool import ShardPool
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
-from router import shards
 from router.routing import split_accounts
 from router.scatter import Part, Parts, scatter
-from router.shards import ShardPool
 
 _PATH = "accounts"
 
@@ -36,12 +36,7 @@ class _Opening:
         self._specs = specs
         self.results: dict[int, wallet.OpenAccountResult] = {}
 
-    def take_apart(
-        self,
-        positions: Sequence[int],
-        *,
-        maybe_done: bool,  # noqa: ARG002 - what is malformed was never sent
-    ) -> Parts[wallet.OpenAccountsRequest]:
+    def take_apart(self, positions: Sequence[int]) -> Parts[wallet.OpenAccountsRequest]:
         topology = self._pool.topology
         split = split_accounts(self._specs, positions, topology, _PATH)
         for position, fault in split.answered.items():
@@ -64,7 +59,7 @@ class _Opening:
         deadline_s: float,
     ) -> wallet.OpenAccountsResponse:
         response = await self._pool.call(
-            shard_id, shards.OPEN_ACCOUNTS, part.payload, topology_version, deadline_s
+            shard_id, OPEN_ACCOUNTS, part.payload, topology_version, deadline_s
         )
         if len(response.results) != len(part.positions):
             raise Fault(

@@ -1,4 +1,4 @@
-"""`AdminService`: currencies, account status, and how the cluster and this process are doing."""
+"""`AdminService`: currencies, account status, audits, and how cluster and process are doing."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Final
 
 import grpc
 
+from cluster.clock import Clock
 from cluster.membership import (
     ClusterView,
     Currency,
@@ -17,15 +18,22 @@ from cluster.membership import (
     Membership,
     MembershipUnavailable,
 )
+from cluster.packed import TRANSACTION_ID_BYTES
 from cluster.rpc import Fault
+from cluster.shard_client import CHANGE_ACCOUNT_STATUS, CHECK_CONSERVATION, GET_SHARD_STATUS
+from cluster.shard_pool import ShardPool, target_of
 from doubloon.v1 import admin_service_pb2 as admin
 from doubloon.v1 import admin_service_pb2_grpc, shard_service_pb2, types_pb2
-from router import shards
+from router.asking import Shards
+from router.audit import whole_second
+from router.auditor import Auditor
+from router.coordinators import COORDINATOR_ROLE
+from router.in_doubt import InDoubt
 from router.routing import CURRENCY_CODE
 from router.service import Context, Deadlines, check_account_id, malformed
-from router.shards import Method, Q, R, ShardPool, target_of
 
 ROLE: Final = "router"
+# The contract's bounds, checked here so that the fault names the request's field.
 SCALE_MAX: Final = 18
 CURRENCY_NAME_BYTES_MAX: Final = 64
 REASON_BYTES_MAX: Final = 256
@@ -33,6 +41,11 @@ REASON_BYTES_MAX: Final = 256
 STATUS_DEADLINE_S: Final = 2.0
 # Adding up all balances reads every account of a shard.
 CONSERVATION_DEADLINE_S: Final = 60.0
+# Three looks at every shard, each a moment, and an explanation that may read much when it is needed.
+AUDIT_DEADLINE_S: Final = 60.0
+# An audit's time when none is asked for: far enough back that hardly anything is unposted, and near
+# enough that every shard remembers it.
+AUDIT_AGE_US: Final = 2_000_000
 # How long the registrar of a currency waits for this router to know it too.
 CURRENCY_SEEN_WAIT_S: Final = 2.0
 # A turn this long delays every call in the process by as much.
@@ -60,12 +73,21 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     """The handlers of `AdminService`."""
 
     def __init__(
-        self, membership: Membership, pool: ShardPool, deadlines: Deadlines, process: ProcessFacts
+        self,
+        membership: Membership,
+        pool: ShardPool,
+        deadlines: Deadlines,
+        process: ProcessFacts,
+        clock: Clock,
     ) -> None:
         self._membership = membership
         self._pool = pool
         self._deadlines = deadlines
         self._process = process
+        self._clock = clock
+        self._shards = Shards(pool)
+        self._auditor = Auditor(self._shards)
+        self._in_doubt = InDoubt(self._shards)
 
     async def RegisterCurrency(  # noqa: N802 - the contract's name
         self, request: admin.RegisterCurrencyRequest, context: Context
@@ -115,7 +137,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             raise malformed("reason", f"must be 1 … {REASON_BYTES_MAX} bytes")
         return await self._pool.call_for_account(
             request.account_id,
-            shards.CHANGE_ACCOUNT_STATUS,
+            CHANGE_ACCOUNT_STATUS,
             request,
             self._deadlines.of(context),
         )
@@ -164,18 +186,50 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         context: Context,
     ) -> admin.CheckConservationResponse:
         """Add up every shard; without every shard's answer there is none."""
-        topology = self._pool.topology
         deadline_s = self._within(CONSERVATION_DEADLINE_S, context)
-        answers = await asyncio.gather(
-            *(
-                self._ask(shard_id, shards.CHECK_CONSERVATION, request, deadline_s)
-                for shard_id in topology.shards
-            )
-        )
+        by_shard = await self._shards.ask_all(CHECK_CONSERVATION, request, deadline_s)
+        answers = by_shard.values()
         books = [book for answer in answers for book in answer.books]
         return admin.CheckConservationResponse(
             books=books, balanced=all(answer.balanced for answer in answers)
         )
+
+    async def Audit(  # noqa: N802 - the contract's name
+        self, request: admin.AuditRequest, context: Context
+    ) -> admin.AuditResponse:
+        """Compare what every two shards owe each other; without every shard's answer there is none.
+
+        Whether a time is too far back is the shards' to say, whose clocks count.
+        """
+        if request.as_of_us < 0:
+            raise malformed("as_of_us", "must not be negative")
+        as_of_us = request.as_of_us or self._clock.now_us() - AUDIT_AGE_US
+        deadline_s = self._within(AUDIT_DEADLINE_S, context)
+        return await self._auditor.audit(whole_second(as_of_us), deadline_s)
+
+    async def ListInDoubt(  # noqa: N802 - the contract's name
+        self, request: admin.ListInDoubtRequest, context: Context
+    ) -> admin.ListInDoubtResponse:
+        """Ask every shard; without every shard's answer there is none."""
+        if request.older_than_us < 0:
+            raise malformed("older_than_us", "must not be negative")
+        if request.transaction_id:
+            _check_transaction_id(request.transaction_id)
+        older_us = request.older_than_us
+        # Nothing is older than the clock itself; 0 would mean all.
+        since_us = max(1, self._clock.now_us() - older_us) if older_us else 0
+        found = await self._in_doubt.find(
+            since_us, request.transaction_id, self._deadlines.of(context)
+        )
+        return admin.ListInDoubtResponse(transactions=found)
+
+    async def ResolveTransaction(  # noqa: N802 - the contract's name
+        self, request: admin.ResolveTransactionRequest, context: Context
+    ) -> admin.ResolveTransactionResponse:
+        """Take the steps that a coordinator would take."""
+        _check_transaction_id(request.transaction_id)
+        fate = await self._in_doubt.resolve(request.transaction_id, self._deadlines.of(context))
+        return admin.ResolveTransactionResponse(fate=fate)
 
     @property
     def _view(self) -> ClusterView:
@@ -190,9 +244,6 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         """Return a deadline: our own, or the client's when that is sooner."""
         return replace(self._deadlines, default_s=own_s, max_s=own_s).of(context)
 
-    async def _ask(self, shard_id: int, method: Method[Q, R], request: Q, deadline_s: float) -> R:
-        return await self._pool.call_located(lambda _: shard_id, method, request, deadline_s)
-
     async def _status_of(
         self, shard_id: int, view: ClusterView, deadline_s: float
     ) -> admin.ShardStatus:
@@ -206,7 +257,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             return unreachable
         request = shard_service_pb2.GetShardStatusRequest()
         try:
-            answer = await self._ask(shard_id, shards.GET_SHARD_STATUS, request, deadline_s)
+            answer = await self._shards.ask(shard_id, GET_SHARD_STATUS, request, deadline_s)
         except Fault:
             return unreachable  # which is the answer to what was asked
         answer.status.reachable = True
@@ -220,6 +271,8 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             if topology
             else []
         )
+        needed = topology is not None and len(topology.shards) > 1
+        coordinators = view.members_of(COORDINATOR_ROLE)
         return [
             admin.HealthCheck(
                 name="etcd",
@@ -237,11 +290,22 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
                 detail=f"served by nobody: {unserved}" if unserved else "",
             ),
             admin.HealthCheck(
+                name="coordinators",
+                healthy=not needed or bool(coordinators),
+                detail=f"{len(coordinators)} of them" if needed else "not needed by one shard",
+            ),
+            admin.HealthCheck(
                 name="event_loop",
                 healthy=longest_turn_us < LONG_TURN_US,
                 detail=f"longest turn {longest_turn_us} µs",
             ),
         ]
+
+
+def _check_transaction_id(transaction_id: bytes) -> None:
+    if len(transaction_id) != TRANSACTION_ID_BYTES:
+        length = len(transaction_id)
+        raise malformed("transaction_id", f"must be {TRANSACTION_ID_BYTES} bytes, is {length}")
 
 
 _STATUSES: Final = frozenset(

@@ -1,28 +1,32 @@
-"""Takes batches apart by shard, and puts the shards' answers together again in request order.
+"""Takes batches of transfers apart by shard, as packed records.
 
-Pure: messages and packed bytes in, packed bytes and messages out. This is the router's hot path,
-one pass in each direction over up to 8,192 transfers, so the loops below bind what they use to
-local names, test a whole transfer in one expression, and call the slow explanation only once
-something is wrong with it.
+Pure: messages in, bytes out. This is the router's hot path, one pass over up to 8,192 transfers, so
+the loop below binds what it uses to local names, tests a whole transfer in one expression, and
+calls the slow explanation only once something is wrong with it.
 
 What is decided here and nowhere else: whether an item is well-formed, and which shard it belongs
 to. A malformed item is answered alone, with a definite fault that names its field and index.
 Business refusals are the shard's to decide, in the order of their precedence, so an item that is
-sure to be refused still travels to its source's shard. Only when its accounts live on two shards,
-where no shard would see it, is BAD_AMOUNT decided here. (SAME_ACCOUNT need not be: one account
-lives on one shard.)
+sure to be refused still travels to its source's shard. Only when its accounts live on two shards
+are BAD_AMOUNT and UNKNOWN_CURRENCY decided here, before anything is prepared anywhere: they come
+before all others and leave no record. (SAME_ACCOUNT need not be: one account lives on one shard.)
+
+What crosses goes to a coordinator as one part, in request order. The same key twice in it is a
+retry like any other: two transactions, of which the home commits the first that asks and tells the
+second what became of the key; neither is at fault.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, TypeVar
 from zlib import crc32
 
-from cluster.packed import BODY, METADATA_BYTES_MAX, RESULT, RESULT_BYTES, DifferingField
-from cluster.refusals import RefusalReason, retry_class
+from cluster.packed import BODY, MEMBER, METADATA_BYTES_MAX
+from cluster.refusals import RefusalReason
 from cluster.topology import SLOTS, Topology
 from doubloon.v1 import types_pb2, wallet_service_pb2
+from router.results import Outcome, Row
 
 ACCOUNT_ID_MAX: Final = 2**63 - 1
 TRANSFER_ID_BYTES: Final = 16
@@ -34,20 +38,12 @@ CURRENCY_CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 _SLOT_MASK: Final = SLOTS - 1
 # The known types are 1 … 7; a test holds that they have no gaps.
 _TYPE_END: Final = max(types_pb2.TransferType.values()) + 1
-_COMPLETED: Final = types_pb2.TRANSFER_STATUS_COMPLETED
 _REFUSED: Final = types_pb2.TRANSFER_STATUS_REFUSED
 
-Row = tuple[int, int, int, int, int, int]
-"""One unpacked result: the fields of `cluster.packed.RESULT` in their order."""
+OutcomeT = TypeVar("OutcomeT")
 
-Outcome = Row | types_pb2.Fault
-"""How one transfer of a batch ended, before it becomes a message."""
-
-_BAD_AMOUNT: Final[Row] = (_REFUSED, RefusalReason.BAD_AMOUNT, DifferingField.NONE, 0, 0, 0)
-
-
-class MalformedResults(ValueError):  # noqa: N818 - named for what was received
-    """A shard's packed results are not what the batch called for."""
+_BAD_AMOUNT: Final[Row] = (_REFUSED, RefusalReason.BAD_AMOUNT, 0, 0, 0, 0)
+_UNKNOWN_CURRENCY: Final[Row] = (_REFUSED, RefusalReason.UNKNOWN_CURRENCY, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,37 +61,57 @@ class Rules:
     allow_imports: bool
 
 
-@dataclass(slots=True)
-class ShardBatch:
-    """The transfers of one batch that belong to one shard.
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The items of one batch that travel together.
 
     Attributes:
         positions: where each of them stands in the request, ascending.
-        bodies: their packed bodies, 64 bytes each, in that order.
-        metadata: the metadata of those that have any, in that order.
+        records: for one shard, their bodies of 64 bytes each; for a coordinator, their members of
+            72 bytes each; a group's one after the other.
+        metadata: the metadata of those records that have any, in that order.
+        shards: whose accounts they touch, ascending.
     """
 
     positions: list[int]
-    bodies: bytes
+    records: bytes
     metadata: bytes
+    shards: tuple[int, ...]
 
 
 @dataclass(slots=True)
-class Split:
+class Split(Generic[OutcomeT]):
     """A batch taken apart. Every position is in exactly one of the three.
 
     Attributes:
         batches: by shard id, what is for one shard alone.
-        crossing: the positions whose accounts live on two shards.
+        crossing: what touches several shards, for a coordinator.
         answered: position → what the router itself has to say.
     """
 
-    batches: dict[int, ShardBatch] = field(default_factory=dict)
-    crossing: list[int] = field(default_factory=list)
-    answered: dict[int, Outcome] = field(default_factory=dict)
+    batches: dict[int, Packed] = field(default_factory=dict)
+    crossing: Packed | None = None
+    answered: dict[int, OutcomeT] = field(default_factory=dict)
 
 
-def split(items: Iterable[tuple[int, types_pb2.Transfer]], rules: Rules, path: str) -> Split:
+@dataclass(slots=True)
+class Packing:
+    """Records on their way to be `Packed`."""
+
+    positions: list[int] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)
+    metadata: list[bytes] = field(default_factory=list)
+    shards: set[int] = field(default_factory=set)
+
+    def packed(self) -> Packed:
+        """Return what was gathered."""
+        shards = tuple(sorted(self.shards))
+        return Packed(self.positions, b"".join(self.records), b"".join(self.metadata), shards)
+
+
+def split(
+    items: Iterable[tuple[int, types_pb2.Transfer]], rules: Rules, path: str
+) -> Split[Outcome]:
     """Check, pack and sort transfers by shard.
 
     Args:
@@ -103,13 +119,15 @@ def split(items: Iterable[tuple[int, types_pb2.Transfer]], rules: Rules, path: s
         rules: see there.
         path: the request's field that holds the transfers, for the paths in faults.
     """
-    out = Split()
-    answered, crossing = out.answered, out.crossing
+    out: Split[Outcome] = Split()
+    answered = out.answered
+    crossing = Packing()
     shard_of_slot = rules.topology.shard_of_slot
     number_of, allow_imports = rules.currency_numbers.get, rules.allow_imports
     is_code, pack, crc, mask = CURRENCY_CODE.fullmatch, BODY.pack, crc32, _SLOT_MASK
+    pack_member = MEMBER.pack
     id_max, type_end, metadata_max = ACCOUNT_ID_MAX, _TYPE_END, METADATA_BYTES_MAX
-    by_shard: dict[int, tuple[list[int], list[bytes], list[bytes]]] = {}
+    by_shard: dict[int, Packing] = {}
     for position, transfer in items:
         transfer_id = transfer.transfer_id
         source = transfer.source_account_id
@@ -128,68 +146,85 @@ def split(items: Iterable[tuple[int, types_pb2.Transfer]], rules: Rules, path: s
             or len(metadata) > metadata_max
             or (import_time_us and not (allow_imports and import_time_us > 0))
         ):
-            answered[position] = _malformed(transfer, position, path)
+            answered[position] = _malformed(transfer, position, path, rules)
             continue
         shard = shard_of_slot[crc(source.to_bytes(8, "big")) & mask]
+        peer = shard_of_slot[crc(destination.to_bytes(8, "big")) & mask]
         amount_minor = transfer.amount_minor
-        if shard != shard_of_slot[crc(destination.to_bytes(8, "big")) & mask]:
-            if amount_minor > 0:
-                crossing.append(position)
-            else:
-                answered[position] = _BAD_AMOUNT
+        if shard != peer and (amount_minor <= 0 or number is None):
+            answered[position] = _BAD_AMOUNT if amount_minor <= 0 else _UNKNOWN_CURRENCY
             continue
-        parts = by_shard.get(shard)
-        if parts is None:
-            parts = by_shard[shard] = ([], [], [])
-        parts[0].append(position)
-        parts[1].append(
-            pack(
-                transfer_id,
-                source,
-                destination,
-                amount_minor,
-                transfer.reference,
-                import_time_us,
-                number or 0,
-                len(metadata),
-                kind,
-            )
+        body = pack(
+            transfer_id,
+            source,
+            destination,
+            amount_minor,
+            transfer.reference,
+            import_time_us,
+            number or 0,
+            len(metadata),
+            kind,
         )
+        if shard != peer:
+            packing = crossing
+            packing.shards.update((shard, peer))
+            body = pack_member(body, shard, peer)
+        elif (known := by_shard.get(shard)) is not None:
+            packing = known
+        else:
+            packing = by_shard[shard] = Packing(shards={shard})
+        packing.positions.append(position)
+        packing.records.append(body)
         if metadata:
-            parts[2].append(metadata)
-    for shard, (positions, bodies, metadatas) in by_shard.items():
-        out.batches[shard] = ShardBatch(positions, b"".join(bodies), b"".join(metadatas))
+            packing.metadata.append(metadata)
+    for shard, packing in by_shard.items():
+        out.batches[shard] = packing.packed()
+    if crossing.positions:
+        out.crossing = crossing.packed()
     return out
 
 
-def _malformed(transfer: types_pb2.Transfer, index: int, path: str) -> types_pb2.Fault:
-    """Say what is wrong with a transfer that `split` found malformed: the first field, in order."""
+def _malformed(
+    transfer: types_pb2.Transfer, index: int, path: str, rules: Rules
+) -> types_pb2.Fault:
+    """Say what is wrong with a transfer that `split` found malformed."""
+    wrong = wrong_with_transfer(transfer, rules)
+    assert wrong is not None, "both tests are of the same rules"
+    name, message, code = wrong
+    return definite_fault(code, message, f"{path}.{name}", index)
 
-    def fault(
-        name: str, message: str, code: types_pb2.FaultCode.ValueType = _INVALID
-    ) -> types_pb2.Fault:
-        return definite_fault(code, message, f"{path}.{name}", index)
 
-    if len(transfer.transfer_id) != TRANSFER_ID_BYTES:
-        return fault("transfer_id", f"must be 16 bytes, is {len(transfer.transfer_id)}")
+def wrong_with_transfer(
+    transfer: types_pb2.Transfer, rules: Rules, *, in_group: bool = False
+) -> tuple[str, str, types_pb2.FaultCode.ValueType] | None:
+    """Return (field, message, code) for the first malformed field, in order; None = there is none.
+
+    Args:
+        transfer: to be looked at.
+        rules: see there.
+        in_group: the group's id names it, so that it must have none of its own.
+    """
+    id_bytes = 0 if in_group else TRANSFER_ID_BYTES
+    if len(transfer.transfer_id) != id_bytes:
+        must = "must be empty in a group" if in_group else f"must be {id_bytes} bytes"
+        return "transfer_id", f"{must}, is {len(transfer.transfer_id)}", _INVALID
     for name in ("source_account_id", "destination_account_id"):
         if not is_account_id(getattr(transfer, name)):
-            return fault(name, _ACCOUNT_ID_RULE)
+            return name, _ACCOUNT_ID_RULE, _INVALID
     # A registered code passes whatever its shape, as it does in `split`; all registered codes do.
     if CURRENCY_CODE.fullmatch(transfer.currency) is None:
-        return fault("currency", "must be 1 … 16 of A-Z, 0-9 and _, a letter first")
+        return "currency", "must be 1 … 16 of A-Z, 0-9 and _, a letter first", _INVALID
     if not 0 < transfer.type < _TYPE_END:
-        return fault("type", f"must be a known type, is {transfer.type}")
+        return "type", f"must be a known type, is {transfer.type}", _INVALID
     if len(transfer.metadata) > METADATA_BYTES_MAX:
-        length = len(transfer.metadata)
-        return fault("metadata", f"must be at most {METADATA_BYTES_MAX} bytes, is {length}")
+        message = f"must be at most {METADATA_BYTES_MAX} bytes, is {len(transfer.metadata)}"
+        return "metadata", message, _INVALID
     if transfer.import_time_us < 0:
-        return fault("import_time_us", "must not be negative")
-    return fault(
-        "import_time_us",
-        "imports are not allowed on this router",
-        types_pb2.FAULT_CODE_PERMISSION_DENIED,
-    )
+        return "import_time_us", "must not be negative", _INVALID
+    if transfer.import_time_us and not rules.allow_imports:
+        message = "imports are not allowed on this router"
+        return "import_time_us", message, types_pb2.FAULT_CODE_PERMISSION_DENIED
+    return None
 
 
 _INVALID: Final = types_pb2.FAULT_CODE_INVALID_ARGUMENT
@@ -206,84 +241,6 @@ def definite_fault(
 ) -> types_pb2.Fault:
     """Return a fault that says: nothing happened."""
     return types_pb2.Fault(code=code, field=path, message=message, index=index)
-
-
-def crossing_fault(index: int, path: str, *, indefinite: bool) -> types_pb2.Fault:
-    """Return the answer for a transfer between two shards while those cannot be made.
-
-    Indefinite only when an earlier attempt under another topology may have made it.
-    """
-    fault = definite_fault(
-        types_pb2.FAULT_CODE_UNIMPLEMENTED,
-        "the accounts live on different shards, and transfers between shards are not available",
-        path,
-        index,
-    )
-    fault.indefinite = indefinite
-    return fault
-
-
-def unpack(results: bytes, count: int) -> list[Row]:
-    """Read a shard's packed results.
-
-    Raises:
-        MalformedResults: they are not for `count` transfers.
-    """
-    if len(results) != count * RESULT_BYTES:
-        raise MalformedResults(f"{len(results)} bytes of results for {count} transfers")
-    return list(RESULT.iter_unpack(results))
-
-
-def write_results(outcomes: Iterable[Outcome], add: Callable[[], types_pb2.TransferResult]) -> None:
-    """Write outcomes, in their order, as `TransferResult` messages.
-
-    Args:
-        outcomes: one for each transfer, in request order.
-        add: appends an empty result to the response and returns it (`response.results.add`).
-            Setting fields on it costs half of what building a message and copying it in would.
-
-    Raises:
-        MalformedResults: a status or a reason that no shard may send.
-    """
-    completed = _COMPLETED
-    for outcome in outcomes:
-        result = add()
-        if isinstance(outcome, tuple):
-            status, reason, differing, repeat, time_us, balance_minor = outcome
-            result.status = status  # type: ignore[assignment] # checked just below
-            if status != completed:
-                result.refusal.CopyFrom(_refusal(status, reason, differing))
-            if repeat:
-                result.repeat = True
-            result.time_us = time_us
-            result.source_balance_after_minor = balance_minor
-        else:
-            result.status = types_pb2.TRANSFER_STATUS_FAULT
-            result.fault.CopyFrom(outcome)
-
-
-def _refusal(status: int, reason: int, differing: int) -> types_pb2.Refusal:
-    refusal = _REFUSALS.get((reason, differing)) if status == _REFUSED else None
-    if refusal is None:
-        raise MalformedResults(f"status {status}, reason {reason}, differing field {differing}")
-    return refusal
-
-
-def _refusals() -> dict[tuple[int, int], types_pb2.Refusal]:
-    """Every refusal that a shard can send, by (reason, differing field)."""
-    return {
-        (reason, differing): types_pb2.Refusal(
-            reason=types_pb2.RefusalReason.ValueType(reason),
-            retry_class=types_pb2.RetryClass.ValueType(retry_class(reason)),
-            differing_field=differing.name.lower() if differing else "",
-        )
-        for reason in RefusalReason
-        for differing in DifferingField
-        if (reason is RefusalReason.KEY_REUSED) == bool(differing)
-    }
-
-
-_REFUSALS: Final = _refusals()
 
 
 @dataclass(slots=True)

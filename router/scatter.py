@@ -1,6 +1,7 @@
 """Sends the parts of a batch to their shards all at once, and once more what met another topology.
 
-A shard's trouble is its own: the items of other shards are answered as if nothing had happened.
+What crosses is a part like any other, for the coordinators. A shard's trouble is its own: the items
+of other parts are answered as if nothing had happened.
 When a shard node turns out to have another topology, the items concerned are taken apart anew under
 the newer one and sent once more; all others keep the answers they have.
 """
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from cluster.rpc import Fault
+from cluster.shard_pool import ShardPool, as_indefinite, is_stale
 from doubloon.v1 import types_pb2
-from router.shards import ShardPool, as_indefinite, is_stale
 
 P = TypeVar("P")
 A = TypeVar("A")
@@ -42,12 +43,11 @@ class Parts(Generic[P]):
 class Batch(Protocol[P, A]):
     """A batch that collects one outcome for each of its items."""
 
-    def take_apart(self, positions: Sequence[int], *, maybe_done: bool) -> Parts[P]:
+    def take_apart(self, positions: Sequence[int]) -> Parts[P]:
         """Sort the items at these positions by shard; write the outcome of those that need none.
 
         Args:
             positions: ascending.
-            maybe_done: an earlier attempt may have executed them, so "no" is not to be said.
 
         Raises:
             Fault: definite: there is no topology.
@@ -97,7 +97,7 @@ async def scatter(batch: Batch[P, A], count: int, pool: ShardPool, deadline_s: f
     not_attempted, not_attempted_count = None, 0
     for is_last in (False, True):
         maybe_done = earlier is not None and earlier.indefinite
-        parts = batch.take_apart(positions, maybe_done=maybe_done)
+        parts = batch.take_apart(positions)
         version = parts.topology_version
         asked = [ask(shard_id, part, version) for shard_id, part in parts.by_shard.items()]
         # Most batches are of one transfer, for which a task would cost as much as all the rest.

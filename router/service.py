@@ -5,22 +5,24 @@ when the client set none, and never more than a maximum.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import grpc
 
-from cluster.packed import BATCH_TRANSFERS_MAX
+from cluster import shard_client
+from cluster.packed import BATCH_TRANSFERS_MAX, GROUPS_MAX
 from cluster.rpc import Fault
+from cluster.shard_client import Method, Q, R
+from cluster.shard_pool import ShardPool
 from doubloon.v1 import wallet_service_pb2 as wallet
 from doubloon.v1 import wallet_service_pb2_grpc
-from router import shards
 from router.accounts import open_accounts
-from router.routing import TRANSFER_ID_BYTES, Outcome, is_account_id, write_results
+from router.results import Outcome, write_group_results, write_results
+from router.routing import TRANSFER_ID_BYTES, is_account_id
 from router.scatter import item_fault
-from router.shards import Method, Q, R, ShardPool
-from router.transfers import Admission, TransferExecutor, Transfers
+from router.transfers import Admission, TransferExecutor
 
 # Long enough to outlast a shard node's restart, short enough to tell a person that it is away.
 DEADLINE_DEFAULT_S: Final = 10.0
@@ -120,6 +122,35 @@ class WalletServicer(wallet_service_pb2_grpc.WalletServiceServicer):
         write_results(outcomes, response.results.add)
         return response
 
+    async def TransferGroup(  # noqa: N802 - the contract's name
+        self, request: wallet.TransferGroupRequest, context: Context
+    ) -> wallet.TransferGroupResponse:
+        """Execute one group, together with others that are under way."""
+        with self._admission.admit(len(request.group.transfers), request.ByteSize()):
+            outcomes = await self._executor.execute_groups(
+                (request.group,), "group", self._deadlines.of(context)
+            )
+        response = wallet.TransferGroupResponse()
+        write_group_results(outcomes, lambda: response.result)
+        return response
+
+    async def TransferGroupBatch(  # noqa: N802 - the contract's name
+        self, request: wallet.TransferGroupBatchRequest, context: Context
+    ) -> wallet.TransferGroupBatchResponse:
+        """Execute a batch of groups."""
+        _check_length(request.groups, "groups", GROUPS_MAX)
+        transfers = sum(len(group.transfers) for group in request.groups)
+        if transfers > BATCH_TRANSFERS_MAX:
+            message = f"must have at most {BATCH_TRANSFERS_MAX} transfers in all, have {transfers}"
+            raise malformed("groups", message)
+        with self._admission.admit(transfers, request.ByteSize()):
+            outcomes = await self._executor.execute_groups(
+                request.groups, "groups", self._deadlines.of(context)
+            )
+        response = wallet.TransferGroupBatchResponse()
+        write_group_results(outcomes, response.results.add)
+        return response
+
     async def StreamTransfers(  # noqa: N802 - the contract's name
         self,
         request_iterator: AsyncIterator[wallet.StreamTransfersRequest],
@@ -201,13 +232,13 @@ class WalletServicer(wallet_service_pb2_grpc.WalletServiceServicer):
         self, request: wallet.GetAccountRequest, context: Context
     ) -> wallet.GetAccountResponse:
         """Forward to the account's shard."""
-        return await self._ask(request.account_id, shards.GET_ACCOUNT, request, context)
+        return await self._ask(request.account_id, shard_client.GET_ACCOUNT, request, context)
 
     async def GetBalances(  # noqa: N802 - the contract's name
         self, request: wallet.GetBalancesRequest, context: Context
     ) -> wallet.GetBalancesResponse:
         """Forward to the account's shard."""
-        return await self._ask(request.account_id, shards.GET_BALANCES, request, context)
+        return await self._ask(request.account_id, shard_client.GET_BALANCES, request, context)
 
     async def GetTransfer(  # noqa: N802 - the contract's name
         self, request: wallet.GetTransferRequest, context: Context
@@ -217,25 +248,27 @@ class WalletServicer(wallet_service_pb2_grpc.WalletServiceServicer):
             raise malformed("transfer_id", f"must be 16 bytes, is {len(request.transfer_id)}")
         account_id = request.source_account_id
         check_account_id(account_id, "source_account_id")
-        return await self._ask(account_id, shards.GET_TRANSFER, request, context)
+        return await self._ask(account_id, shard_client.GET_TRANSFER, request, context)
 
     async def ListEntries(  # noqa: N802 - the contract's name
         self, request: wallet.ListEntriesRequest, context: Context
     ) -> wallet.ListEntriesResponse:
         """Forward to the account's shard."""
-        return await self._ask(request.account_id, shards.LIST_ENTRIES, request, context)
+        return await self._ask(request.account_id, shard_client.LIST_ENTRIES, request, context)
 
     async def GetFlows(  # noqa: N802 - the contract's name
         self, request: wallet.GetFlowsRequest, context: Context
     ) -> wallet.GetFlowsResponse:
         """Forward to the account's shard, whose clock is the one that says what now is."""
-        return await self._ask(request.account_id, shards.GET_FLOWS, request, context)
+        return await self._ask(request.account_id, shard_client.GET_FLOWS, request, context)
 
     async def GetBalanceSeries(  # noqa: N802 - the contract's name
         self, request: wallet.GetBalanceSeriesRequest, context: Context
     ) -> wallet.GetBalanceSeriesResponse:
         """Forward to the account's shard."""
-        return await self._ask(request.account_id, shards.GET_BALANCE_SERIES, request, context)
+        return await self._ask(
+            request.account_id, shard_client.GET_BALANCE_SERIES, request, context
+        )
 
     async def _ask(self, account_id: int, method: Method[Q, R], request: Q, context: Context) -> R:
         check_account_id(account_id, "account_id")
@@ -255,9 +288,9 @@ def check_account_id(account_id: int, path: str) -> None:
         raise malformed(path, "must be 1 … 2^63 - 1")
 
 
-def _check_length(batch: Transfers | Sequence[wallet.AccountSpec], path: str) -> None:
-    if not 1 <= len(batch) <= BATCH_TRANSFERS_MAX:
-        raise malformed(path, f"must be 1 … {BATCH_TRANSFERS_MAX} of them, are {len(batch)}")
+def _check_length(batch: Sized, path: str, most: int = BATCH_TRANSFERS_MAX) -> None:
+    if not 1 <= len(batch) <= most:
+        raise malformed(path, f"must be 1 … {most} of them, are {len(batch)}")
 
 
 def _stopped() -> Fault:

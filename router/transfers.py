@@ -1,19 +1,26 @@
-"""Executes batches of transfers, and bounds how many are in progress."""
+"""Executes batches of transfers and of groups, and bounds how many are in progress."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from dataclasses import dataclass, field
+from typing import Final, Generic, Protocol, TypeVar
 
 import grpc
 
 from cluster.membership import ClusterView, Membership
 from cluster.packed import BATCH_TRANSFERS_MAX
 from cluster.rpc import Fault
-from doubloon.v1 import types_pb2
-from router.lanes import Lanes
-from router.routing import Outcome, Rules, ShardBatch, crossing_fault, split, unpack
+from cluster.shard_pool import ShardPool
+from doubloon.v1 import types_pb2, wallet_service_pb2
+from router.groups import split_groups
+from router.results import GroupOutcome, Outcome, unpack, unpack_groups
+from router.routes import COORDINATORS, Routes
+from router.routing import Packed, Rules, Split, split
 from router.scatter import Part, Parts, scatter
-from router.shards import ShardPool
+
+ItemT = TypeVar("ItemT")
+ItemT_co = TypeVar("ItemT_co", covariant=True)
+OutcomeT = TypeVar("OutcomeT")
 
 # The largest well-formed transfer is some 350 bytes on the wire. Whoever sends larger ones is
 # charged for what they take.
@@ -54,34 +61,36 @@ class Admission:
             self._in_flight -= weight
 
 
-class Transfers(Protocol):
-    """A repeated field of transfers."""
+class Items(Protocol[ItemT_co]):
+    """A repeated field."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> types_pb2.Transfer: ...
-    def __iter__(self) -> Iterator[types_pb2.Transfer]: ...
+    def __getitem__(self, index: int, /) -> ItemT_co: ...
+    def __iter__(self) -> Iterator[ItemT_co]: ...
 
 
 class TransferExecutor:
-    """Executes batches of transfers.
+    """Executes batches of transfers and of groups.
 
     Args:
         membership: whose view gives topology and currencies.
         pool: refreshes the topology.
-        lanes: take the packed transfers to the shards.
+        routes: take the packed transfers to shards and coordinators.
         allow_imports: whether transfers may bring their own time.
     """
 
     def __init__(
-        self, membership: Membership, pool: ShardPool, lanes: Lanes, *, allow_imports: bool
+        self, membership: Membership, pool: ShardPool, routes: Routes, *, allow_imports: bool
     ) -> None:
         self._membership = membership
         self._pool = pool
-        self._lanes = lanes
+        self._routes = routes
         self._allow_imports = allow_imports
         self._rules: tuple[ClusterView, Rules] | None = None
 
-    async def execute(self, transfers: Transfers, path: str, deadline_s: float) -> list[Outcome]:
+    async def execute(
+        self, transfers: Items[types_pb2.Transfer], path: str, deadline_s: float
+    ) -> list[Outcome]:
         """Execute 1 … 8,192 transfers; return one outcome for each, in their order.
 
         Args:
@@ -90,19 +99,19 @@ class TransferExecutor:
             deadline_s: in the running loop's time.
 
         Raises:
-            Fault: definite: no shard attempted any of them.
+            Fault: definite: nobody attempted any of them.
         """
-        batch = _Execution(self, transfers, path)
+        batch = _Execution(self, transfers, path, split, unpack, self._routes.transfers)
         await scatter(batch, len(transfers), self._pool, deadline_s)
         return batch.complete()
 
-    async def send(
-        self, shard_id: int, batch: ShardBatch, topology_version: int, deadline_s: float
-    ) -> bytes:
-        """Have one shard execute its transfers; return their packed results."""
-        return await self._lanes.execute(
-            shard_id, batch.bodies, batch.metadata, topology_version, deadline_s
-        )
+    async def execute_groups(
+        self, groups: Items[wallet_service_pb2.Group], path: str, deadline_s: float
+    ) -> list[GroupOutcome]:
+        """Execute 1 … 1,024 groups, of 8,192 transfers in all; as `execute`."""
+        batch = _Execution(self, groups, path, split_groups, unpack_groups, self._routes.groups)
+        await scatter(batch, len(groups), self._pool, deadline_s)
+        return batch.complete()
 
     @property
     def rules(self) -> Rules:
@@ -120,49 +129,46 @@ class TransferExecutor:
         return self._rules[1]
 
 
-class _Execution:
-    """A `Batch` of transfers."""
+@dataclass(slots=True)
+class _Execution(Generic[ItemT, OutcomeT]):
+    """A `Batch` of transfers or of groups: what of it is malformed, packed, sent and answered."""
 
-    def __init__(self, executor: TransferExecutor, transfers: Transfers, path: str) -> None:
-        self._executor = executor
-        self._transfers = transfers
-        self._path = path
-        self._outcomes: list[Outcome | None] = [None] * len(transfers)
+    executor: TransferExecutor
+    items: Items[ItemT]
+    path: str
+    split: Callable[[Iterable[tuple[int, ItemT]], Rules, str], Split[OutcomeT | types_pb2.Fault]]
+    unpack: Callable[[bytes, Sequence[int]], list[OutcomeT | types_pb2.Fault]]
+    send: Callable[[int, Packed, int, float], Awaitable[bytes]]
+    outcomes: dict[int, OutcomeT | types_pb2.Fault] = field(default_factory=dict)
 
-    def take_apart(self, positions: Sequence[int], *, maybe_done: bool) -> Parts[ShardBatch]:
-        rules = self._executor.rules
-        transfers, outcomes = self._transfers, self._outcomes
-        items = (
-            enumerate(transfers)
-            if len(positions) == len(transfers)
-            else ((position, transfers[position]) for position in positions)
+    def take_apart(self, positions: Sequence[int]) -> Parts[Packed]:
+        rules = self.executor.rules
+        items = self.items
+        numbered = (
+            enumerate(items)
+            if len(positions) == len(items)
+            else ((position, items[position]) for position in positions)
         )
-        parts = split(items, rules, self._path)
-        for position, outcome in parts.answered.items():
-            outcomes[position] = outcome
-        for position in parts.crossing:
-            outcomes[position] = crossing_fault(position, self._path, indefinite=maybe_done)
-        return Parts(
-            rules.topology.version,
-            {shard_id: Part(own.positions, own) for shard_id, own in parts.batches.items()},
-        )
+        parts = self.split(numbered, rules, self.path)
+        self.outcomes.update(parts.answered)
+        by_shard = {shard: Part(own.positions, own) for shard, own in parts.batches.items()}
+        if parts.crossing is not None:
+            by_shard[COORDINATORS] = Part(parts.crossing.positions, parts.crossing)
+        return Parts(rules.topology.version, by_shard)
 
     async def ask(
-        self, shard_id: int, part: Part[ShardBatch], topology_version: int, deadline_s: float
+        self, shard_id: int, part: Part[Packed], topology_version: int, deadline_s: float
     ) -> bytes:
-        return await self._executor.send(shard_id, part.payload, topology_version, deadline_s)
+        return await self.send(shard_id, part.payload, topology_version, deadline_s)
 
-    def write(self, part: Part[ShardBatch], answer: bytes) -> None:
-        outcomes = self._outcomes
-        rows = unpack(answer, len(part.positions))
-        for position, row in zip(part.positions, rows, strict=True):
-            outcomes[position] = row
+    def write(self, part: Part[Packed], answer: bytes) -> None:
+        found = self.unpack(answer, part.positions)
+        self.outcomes.update(zip(part.positions, found, strict=True))
 
     def write_fault(self, position: int, fault: types_pb2.Fault) -> None:
-        self._outcomes[position] = fault
+        self.outcomes[position] = fault
 
-    def complete(self) -> list[Outcome]:
+    def complete(self) -> list[OutcomeT | types_pb2.Fault]:
         """Return the outcomes, in request order."""
-        complete = [outcome for outcome in self._outcomes if outcome is not None]
-        assert len(complete) == len(self._outcomes), "every transfer has an outcome"
-        return complete
+        outcomes = self.outcomes
+        return [outcomes[position] for position in range(len(self.items))]

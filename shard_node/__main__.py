@@ -45,8 +45,11 @@ if TYPE_CHECKING:
 SERVICES: Final = ("doubloon.v1.ShardService",)
 MEBIBYTE: Final = 1024 * 1024
 
+FIRST_REMINDER_S: Final = 2.0
+"""How long to wait before saying what is waited for: whoever starts a node looks on."""
+
 REMINDER_S: Final = 10.0
-"""How long to wait before saying again what is waited for."""
+"""How long to wait before saying so again."""
 
 GC_THRESHOLDS: Final = (5_000, 2, 1_000_000_000)
 """A collection holds up the event loop for about half a microsecond an object, so only the young
@@ -192,20 +195,33 @@ async def claim(
     membership: Membership, shard_id: int, member_id: str, stop: asyncio.Event
 ) -> int | None:
     """Wait for a topology with this shard and become its primary; None = told to stop first."""
-    while not stop.is_set():
-        waiting_for = f"a topology with shard {shard_id} to be created in etcd"
+    claiming = asyncio.create_task(claimed(membership, shard_id, member_id))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((claiming, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if claiming.done():
+        return claiming.result()
+    claiming.cancel()  # a claim that etcd has got all the same only makes the next epoch higher
+    return None
+
+
+async def claimed(membership: Membership, shard_id: int, member_id: str) -> int:
+    """Claim the shard, however long it takes, and say what is waited for; returns the epoch."""
+    patience_s = FIRST_REMINDER_S
+    while True:
         try:
             await membership.wait_for(
                 lambda view: view.topology is not None and shard_id in view.topology.shards,
-                REMINDER_S,
+                patience_s,
             )
             if epoch := await membership.claim_shard(shard_id, member_id):
                 return epoch
         except TimeoutError:
+            waiting_for = f"a topology with shard {shard_id} to be created in etcd"
             _LOG.warning("waiting", waiting_for=waiting_for)
         except MembershipUnavailable as error:
             _LOG.warning("waiting", waiting_for="etcd", reason=str(error))
-    return None
+        patience_s = REMINDER_S
 
 
 async def stopped_or_superseded(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shard_node import queries
+    from shard_node.audit import Books
     from shard_node.books import Account
-    from shard_node.engine import Books
     from shard_node.records import TransferRecord
 
 _OPENED: Final = wallet_service_pb2.OPEN_ACCOUNT_STATUS_OPENED
@@ -47,13 +47,16 @@ def open_result(status: OpenStatus, field: str) -> wallet_service_pb2.OpenAccoun
     )
 
 
-def balance(code: str, totals: queries.Totals, floor_minor: int) -> wallet_service_pb2.Balance:
+def balance(
+    code: str, totals: queries.Totals, floor_minor: int, reserved_minor: int
+) -> wallet_service_pb2.Balance:
     """A balance at an instant."""
     posted = totals.balance_minor
     return wallet_service_pb2.Balance(
         currency=code,
         posted_minor=posted,
-        available_minor=min(posted - floor_minor, BALANCE_MAX_MINOR),
+        reserved_minor=reserved_minor,
+        available_minor=min(posted - reserved_minor - floor_minor, BALANCE_MAX_MINOR),
         latest_entry_time_us=totals.last_time_us,
     )
 
@@ -89,7 +92,7 @@ def series(
 
 
 def entry(
-    leg: queries.Leg, codes: Mapping[int, str], log_id: int, decided_us: int
+    leg: queries.Leg, codes: Mapping[int, str], log_id: int, stamp_us: int
 ) -> wallet_service_pb2.Entry:
     """One line of a statement."""
     transfer = leg.transfer
@@ -108,9 +111,12 @@ def entry(
         reference=transfer.reference,
         metadata=leg.metadata,
         time_us=leg.time_us,
-        decided_time_us=decided_us,
+        decided_time_us=leg.decided_us or stamp_us,
         import_time_us=transfer.import_time_us,
         record=wallet_service_pb2.RecordName(log_id=log_id, sequence=leg.sequence),
+        key_account_id=leg.key_account,
+        group_index=leg.group_index,
+        group_size=leg.group_size,
     )
 
 
@@ -120,10 +126,16 @@ def transfer(
     codes: Mapping[int, str],
     log_id: int,
     sequence: int,
+    *,
+    posted: bool,
 ) -> wallet_service_pb2.GetTransferResponse:
     """A recorded transfer and its outcome."""
     result = types_pb2.TransferResult(
-        status=types_pb2.TRANSFER_STATUS_COMPLETED,
+        status=(
+            types_pb2.TRANSFER_STATUS_COMPLETED
+            if posted
+            else types_pb2.TRANSFER_STATUS_COMMITTED_POSTING
+        ),
         repeat=True,
         time_us=record.source_time_us,
         source_balance_after_minor=record.source_balance_minor,
@@ -147,8 +159,6 @@ def transfer(
             import_time_us=record.import_time_us,
         ),
         result=result,
-        destination_balance_after_minor=0 if record.reason else record.destination_balance_minor,
-        destination_time_us=0 if record.reason else record.destination_time_us,
         record=wallet_service_pb2.RecordName(log_id=log_id, sequence=sequence),
     )
 
@@ -166,6 +176,7 @@ def conservation(
                 positive_minor=str(each.positive_minor),
                 negative_minor=str(each.negative_minor),
                 balanced=each.balanced,
+                clearing_minor=str(each.clearing_minor),
             )
             for number, each in sorted(books.items())
         ],

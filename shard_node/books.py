@@ -72,6 +72,8 @@ class Balance:
         minor: the balance now.
         hour_end_us: entries from this time on begin a new period.
         closed: periods that ended and that no committed checkpoint has yet, oldest first.
+        reserved_outgoing, reserved_incoming: what prepared transactions need to be free below and
+            above the balance, minor units.
     """
 
     __slots__ = (
@@ -91,13 +93,15 @@ class Balance:
         "outgoing_before",
         "outgoing_count",
         "outgoing_count_before",
+        "reserved_incoming",
+        "reserved_outgoing",
         "start_us",
     )
 
     def __init__(self, currency: int, log_id: int) -> None:
         self.currency = currency
         self.closed: list[Period] = []
-        self.minor = 0
+        self.minor = self.reserved_outgoing = self.reserved_incoming = 0
         self.start_us = self.hour_end_us = self.first_sequence = 0
         self.incoming_before = self.outgoing_before = 0
         self.incoming_count_before = self.outgoing_count_before = 0
@@ -202,6 +206,7 @@ class Account:
         changed_sequence: the record that last changed any of the above.
         balances: by currency number; only currencies with an entry.
         touched_epoch: the ledger's checkpoint epoch in which it last changed; 0 = as in the state.
+        pins: reservations that must not be lost; it stays in memory while there are any.
     """
 
     account_id: int
@@ -215,6 +220,7 @@ class Account:
     changed_sequence: int = 0
     balances: dict[int, Balance] = field(default_factory=dict)
     touched_epoch: int = 0
+    pins: int = 0
 
     def latest_time_us(self) -> int:
         """The posting time of its latest entry in any currency; 0 = none."""

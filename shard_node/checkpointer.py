@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shard_node.log import Log
-    from shard_node.state import Checkpoint, Row
+    from shard_node.state import Change, Checkpoint, Row
 
 _FRAME: Final = struct.Struct("<I")
 
@@ -59,6 +59,10 @@ class StateWriter(Protocol):
         """Some rows of the checkpoint that is being taken; waits while the writer is behind."""
         ...
 
+    async def put_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
+        """The checkpoint's rows of transactions and clearing, all at once."""
+        ...
+
     async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
         """Commits all rows put since the last commit; durable when it returns.
 
@@ -75,7 +79,13 @@ class WritesCheckpoints(Protocol):
     """What `LocalStateWriter` commits to: `StateFile` or `MemoryState`."""
 
     def write_checkpoint(
-        self, log: Log, accounts: Iterable[Row], periods: Iterable[Row], checkpoint: Checkpoint
+        self,
+        log: Log,
+        accounts: Iterable[Row],
+        periods: Iterable[Row],
+        checkpoint: Checkpoint,
+        transactions: Iterable[Change] = (),
+        clearing: Iterable[Row] = (),
     ) -> None:
         """See `StateFile`."""
         ...
@@ -97,10 +107,16 @@ class LocalStateWriter:
         self._log = log
         self._accounts: list[Row] = []
         self._periods: list[Row] = []
+        self._transactions: list[Change] = []
+        self._clearing: list[Row] = []
 
     async def put(self, accounts: list[Row], periods: list[Row]) -> None:
         """See `StateWriter`."""
         self.add(accounts, periods)
+
+    async def put_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
+        """See `StateWriter`."""
+        self.add_crossing(transactions, clearing)
 
     async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
         """See `StateWriter`."""
@@ -114,13 +130,24 @@ class LocalStateWriter:
         self._accounts += accounts
         self._periods += periods
 
+    def add_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
+        """As `put_crossing`."""
+        self._transactions, self._clearing = transactions, clearing
+
     def write(self, checkpoint: Checkpoint) -> CheckpointReport:
         """As `commit`."""
         started = time.monotonic()
         rows = len(self._accounts) + len(self._periods)
         self._log.refresh()
-        self._file.write_checkpoint(self._log, self._accounts, self._periods, checkpoint)
-        self._accounts, self._periods = [], []
+        self._file.write_checkpoint(
+            self._log,
+            self._accounts,
+            self._periods,
+            checkpoint,
+            self._transactions,
+            self._clearing,
+        )
+        self._accounts, self._periods, self._transactions, self._clearing = [], [], [], []
         return CheckpointReport(rows, time.monotonic() - started, self._file.used_bytes())
 
 
@@ -161,7 +188,11 @@ class ChildStateWriter:
 
     async def put(self, accounts: list[Row], periods: list[Row]) -> None:
         """See `StateWriter`."""
-        await self._send((accounts, periods))
+        await self._send(("rows", accounts, periods))
+
+    async def put_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
+        """See `StateWriter`."""
+        await self._send(("crossing", transactions, clearing))
 
     async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
         """See `StateWriter`."""
@@ -189,7 +220,8 @@ class ChildStateWriter:
 
 def main(arguments: list[str]) -> None:
     """The child: reads frames until its standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the node's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, these are the node's
+        signal.signal(number, signal.SIG_IGN)
     data, cluster_id, shard_id, map_bytes = arguments
     identity = LogIdentity(bytes.fromhex(cluster_id), int(shard_id))
     file: StateFile | None = None
@@ -201,7 +233,9 @@ def main(arguments: list[str]) -> None:
             log = LmdbLog(Path(data) / "log", identity, 0, 0, read_only=True)
             writer = LocalStateWriter(file, log)
         if isinstance(message, tuple):
-            writer.add(*message)
+            kind, first, second = message
+            add = writer.add if kind == "rows" else writer.add_crossing
+            add(first, second)
         else:
             report = writer.write(message)
             frame = pickle.dumps((report.rows, report.seconds, report.state_bytes))

@@ -15,38 +15,48 @@ memory stays bounded, callers feel it, and admission refuses new ones when the q
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from cluster.packed import KEY_SOURCE
+from cluster.packed import BODY_BYTES, KEY_SOURCE
+from shard_node.audit import add_up
 from shard_node.committer import Committer
 from shard_node.errors import (
     AccountNotFoundError,
     BadRequestError,
     OverloadedError,
+    ShardNodeError,
     SpaceExhaustedError,
     StateConflictError,
     StoppingError,
     TransferNotFoundError,
 )
 from shard_node.ledger import Batch, StatusChange
-from shard_node.records import BLOCK_BYTES_MAX, unpack_transfer
-from shard_node.state import Checkpoint
+from shard_node.recorded import read_recorded
+from shard_node.records import (
+    BLOCK_BYTES_MAX,
+    RecordKind,
+    transfer_of_body,
+    unpack_transfer,
+)
+from shard_node.space import ROWS_PER_RECORD, Owed, Space
+from shard_node.state import Checkpoint, DamagedStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from cluster.clock import Clock, HybridClock
+    from shard_node.audit import Books
     from shard_node.books import Account
     from shard_node.checkpointer import StateWriter
     from shard_node.ledger import Ledger, OpenStatus
+    from shard_node.legs import Member
     from shard_node.memory import Draft
     from shard_node.records import BlockDraft, LogIdentity, TransferRecord
     from shard_node.store import Store
@@ -54,8 +64,15 @@ if TYPE_CHECKING:
 TURN_TRANSFERS_MAX: Final = 1_024
 """Transfers decided in one turn of the event loop: 3 to 5 ms."""
 
+LOAD_COST: Final = 5
+"""To load an account takes as long as to decide so many transfers: 30 µs beside a busy process."""
+
 CALL_RECORDS_MAX: Final = 256
-"""Records of one short call (accounts to open): it must fit the room that a block has left."""
+"""Records of one short call: it must fit the room that a block has left, and a turn has four."""
+
+RECORDS_PER_MEMBER: Final = 3
+"""Records that a member of a group or transaction makes at the most, what it adds to the heap
+counted as one: itself, and two legs."""
 
 SLICE_ACCOUNTS: Final = 200
 """Accounts whose rows a checkpoint takes in one turn: about 2 ms."""
@@ -68,11 +85,6 @@ CHECKPOINT_BACKLOG: Final = 2
 
 SEALED_BYTES_MAX: Final = 32 * 1024 * 1024
 """The applier waits when so many sealed bytes are not durable: a second of a slow disk."""
-
-SPACE_WARN: Final = 0.80
-SPACE_REFUSE: Final = 0.95
-"""Parts of a map in use at which the node warns, and refuses what would add to it. What is refused
-last is still far from full: `SEALED_BYTES_MAX` and a checkpoint must always fit."""
 
 _LOG = structlog.stdlib.get_logger("engine")
 
@@ -99,33 +111,19 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Books:
-    """The sums of one currency on this shard, minor units.
+class _Work:
+    """A command in the applier's queue: a batch, or a call.
 
     Attributes:
-        accounts: how many hold or held it.
-        positive_minor, negative_minor: the sums of balances above and below 0.
-    """
-
-    accounts: int = 0
-    positive_minor: int = 0
-    negative_minor: int = 0
-
-    @property
-    def balanced(self) -> bool:
-        """Promise 1, conservation."""
-        return self.positive_minor + self.negative_minor == 0
-
-
-@dataclass(slots=True)
-class _Work:
-    """A command in the applier's queue: a batch, or a call that records at most `CALL_RECORDS_MAX`.
-
-    `durable` resolves when all that it recorded, and all that its answer shows, is durable.
+        command: what to do.
+        count: the transfers that were admitted with it.
+        records: of a call: how many records it makes at the most.
+        durable: resolves when all that it recorded, and all that its answer shows, is durable.
     """
 
     command: Batch | Callable[[], None]
     count: int
+    records: int
     durable: asyncio.Future[None]
 
 
@@ -160,11 +158,17 @@ class Engine:
         self.store = store
         self.limits = limits
         self.committer = Committer(store.log, self._take, self._after_append, on_fatal)
-        self.space_exhausted = False
+        self.space = Space(
+            store.log,
+            store.state,
+            limits.log_map_bytes,
+            limits.state_map_bytes,
+            limits.disk_free_min_bytes,
+            data,
+        )
         self._writer = writer
         self._wall = wall
         self._clock = clock
-        self._data = data
         self._on_fatal = on_fatal
         self._queue: deque[_Work] = deque()
         self._queued_transfers = 0
@@ -172,7 +176,7 @@ class Engine:
         self._relief = asyncio.Event()
         self._checkpoint_due = asyncio.Event()
         self._checkpointing = asyncio.Lock()
-        self._space_warned = False
+        self._draft_rows = 0
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._checkpoints: set[asyncio.Task[None]] = set()  # so that none is collected half done
@@ -181,6 +185,7 @@ class Engine:
 
     async def start(self, epoch: int) -> None:
         """Begins its tasks, and the epoch in the log; returns when that is durable."""
+        self.space.look()
         self.ledger.block.begin(self._clock.tick())
         self.ledger.begin_epoch(epoch)
         for each in (self.committer.run(), self._apply(), self._checkpoint_when_due()):
@@ -239,6 +244,61 @@ class Engine:
     ) -> None:
         results.extend(self.ledger.open_account(*spec) for spec in specs)
 
+    async def execute_groups(self, groups: list[list[Member]]) -> bytes:
+        """Executes groups on this shard; returns their packed results, all of them durable.
+
+        Raises:
+            OverloadedError, SpaceExhaustedError, StoppingError: nothing was executed.
+        """
+        self._admit(RECORDS_PER_MEMBER * sum(len(each) for each in groups))
+        calls = [partial(self.ledger.groups.execute, each) for each in groups]
+        records = [1 + RECORDS_PER_MEMBER * len(each) for each in groups]
+        return b"".join(await self.finish_begun(calls, records))
+
+    async def finish_begun(
+        self, calls: Iterable[Callable[[], bytes]], records: Iterable[int]
+    ) -> list[bytes]:
+        """Makes calls that admission must not stand in the way of; returns their durable answers.
+
+        Commit, abort and resolve come here: they end what was admitted when it was prepared.
+
+        Args:
+            calls: in their order, each within one turn.
+            records: how many records each makes at the most, metadata included.
+
+        Raises:
+            StoppingError: none of them was made.
+        """
+        if self._stopping:
+            raise StoppingError("the shard node is stopping")
+        answers: list[bytes] = []
+        durable: list[asyncio.Future[None]] = []
+        some: list[Callable[[], bytes]] = []
+        total = 0
+        for call, count in zip(calls, records, strict=True):
+            if some and total + count > CALL_RECORDS_MAX:
+                durable.append(self._submit(partial(_make, some, answers), 0, total))
+                some, total = [], 0
+            some.append(call)
+            total += count
+        durable.append(self._submit(partial(_make, some, answers), 0, total))
+        for each in durable:
+            await each
+        return answers
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many records would be admitted now."""
+        try:
+            self._admit(count)
+        except ShardNodeError:
+            return False
+        return True
+
+    def observe(self, clock_us: int) -> None:
+        """Moves the clock past another process's, within bounds (see `HybridClock`)."""
+        if clock_us:
+            self._clock.observe(clock_us)
+
     async def change_status(
         self, account_id: int, status: int, reason: str
     ) -> tuple[Account, bool]:
@@ -264,6 +324,8 @@ class Engine:
             raise StateConflictError(f"account {account_id} is closed for ever")
         if change is StatusChange.HOLDS_MONEY:
             raise StateConflictError(f"account {account_id} holds money and cannot be closed")
+        if change is StatusChange.IN_DOUBT:
+            raise StateConflictError(f"account {account_id} has transfers in doubt; try again")
         return account, change is StatusChange.REPEAT
 
     # --- questions ------------------------------------------------------------------------------
@@ -286,15 +348,23 @@ class Engine:
         """Waits until all that an account shows now is durable; returns the account.
 
         What is posted while it waits bears a later time than any instant settled before, so it is
-        no part of an answer for that instant. The account is good for this turn of the event loop
-        only (later it may have left memory and come back as another object): see `account`.
+        no part of an answer for that instant; but an import may bear an earlier one, and is waited
+        for as well. The account is good for this turn of the event loop only (later it may have
+        left memory and come back as another object): see `account`.
 
         Raises:
             AccountNotFoundError: it is not open.
         """
-        account = self.account(account_id)
-        await self.committer.durable(account.latest_sequence())
-        account = self.account(account_id)
+        now_us = self._clock.last_us
+        account, sequence = self.account(account_id), 0
+        while account.latest_sequence() > sequence:
+            # An account's entries are in order of time: behind one that is later, all are.
+            is_last_wait = account.latest_time_us() > now_us
+            sequence = account.latest_sequence()
+            await self.committer.durable(sequence)
+            account = self.account(account_id)
+            if is_last_wait:
+                break
         while account.changed_sequence > self.committer.durable_sequence:
             await self.committer.durable(account.changed_sequence)
             account = self.account(account_id)
@@ -318,30 +388,38 @@ class Engine:
 
         Raises:
             TransferNotFoundError: nothing is recorded under this key.
+            DamagedStateError: the key's row points to another record.
         """
         sequence = self.ledger.memory.find_key(transfer_id + KEY_SOURCE.pack(source))
         if sequence is None:
             raise TransferNotFoundError("nothing is recorded under this key")
         await self.committer.durable(sequence)
-        record, metadata = self.ledger.read_transfer(sequence)
-        return sequence, unpack_transfer(record), metadata
+        data, metadata = self.ledger.read_transfer(sequence)
+        record = unpack_transfer(data)
+        if data[BODY_BYTES] != RecordKind.TRANSFER:
+            known = read_recorded(self.ledger, sequence)
+            record = replace(
+                transfer_of_body(data),
+                reason=known.reason,
+                source_balance_minor=known.source_minor,
+                source_time_us=known.time_us,
+            )
+            metadata = known.metadata[: record.metadata_bytes]
+        if (record.transfer_id, record.source) != (transfer_id, source):
+            key = transfer_id + KEY_SOURCE.pack(source)
+            raise DamagedStateError(f"the row of keys with key {key.hex()} points elsewhere")
+        return sequence, record, metadata
+
+    def is_posted(self, sequence: int) -> bool:
+        """Whether what a keyed record committed is posted on every shard, as far as is known."""
+        known = read_recorded(self.ledger, sequence)
+        return known.transaction_id not in self.ledger.transactions.decided
 
     async def add_up(self) -> dict[int, Books]:
         """Adds up every balance of a fresh checkpoint, by currency, in slices."""
         await self.checkpoint()
-        books: dict[int, Books] = {}
         with self.store.state.snapshot() as snapshot:
-            account_id = 0
-            while ids := snapshot.account_ids(account_id, SLICE_ACCOUNTS):
-                for account_id in ids:
-                    account = snapshot.load_account(account_id)
-                    for currency, balance in account.balances.items() if account else ():
-                        each = books.setdefault(currency, Books())
-                        each.accounts += 1
-                        each.positive_minor += max(balance.minor, 0)
-                        each.negative_minor += min(balance.minor, 0)
-                await asyncio.sleep(0)
-        return books
+            return await add_up(snapshot)
 
     @property
     def clock_us(self) -> int:
@@ -363,6 +441,7 @@ class Engine:
     async def _take_checkpoint(self) -> None:
         async with self._checkpointing:
             self._seal()
+            self._draft_rows = self.ledger.memory.rows_not_checkpointed
             draft = self.ledger.begin_checkpoint()
             try:
                 await self._write(draft)
@@ -370,6 +449,8 @@ class Engine:
                 self._on_fatal(error)
                 raise
             self.store.state.refresh()
+            self._draft_rows = 0
+            self.space.look()
             self.ledger.memory.end_checkpoint()
             while not self.ledger.memory.release(SLICE_RELEASED):  # noqa: ASYNC110 - work, not a wait
                 await asyncio.sleep(0)
@@ -379,6 +460,7 @@ class Engine:
         while any(rows := draft.take(SLICE_ACCOUNTS)):
             await self._writer.put(*rows)
             await asyncio.sleep(0)
+        await self._writer.put_crossing(draft.transactions, draft.clearing)
         # Never ahead of the log: the state must not know what a crash could take back.
         await self.committer.durable(draft.sequence)
         checkpoint = Checkpoint.of(
@@ -405,15 +487,28 @@ class Engine:
     def _admit(self, count: int) -> None:
         if self._stopping:
             raise StoppingError("the shard node is stopping")
-        if self.space_exhausted:
+        if self.space.exhausted:
             raise SpaceExhaustedError("the shard node is nearly out of space")
+        if not self.space.admits(self._owed(count)):
+            if self.ledger.memory.rows_not_checkpointed:
+                self._checkpoint_due.set()  # which may show that there is more room than it seems
+            raise SpaceExhaustedError("with what is on its way, it might not fit")
         if self._queued_transfers + count > self.limits.queue_transfers_max:
             raise OverloadedError(f"{self._queued_transfers} transfers are queued already")
 
-    def _submit(self, command: Batch | Callable[[], None], count: int) -> asyncio.Future[None]:
+    def _owed(self, count: int) -> Owed:
+        """What is admitted and not written, and so many transfers."""
+        waiting = self._queued_transfers + count
+        undurable = self.ledger.sequence - self.committer.durable_sequence
+        rows = self.ledger.memory.rows_not_checkpointed + ROWS_PER_RECORD * waiting
+        return Owed(undurable + waiting, self._draft_rows, rows)
+
+    def _submit(
+        self, command: Batch | Callable[[], None], count: int, records: int = CALL_RECORDS_MAX
+    ) -> asyncio.Future[None]:
         """Queues a command that was admitted; resolves when its outcome is durable."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Work(command, count, future))
+        self._queue.append(_Work(command, count, records, future))
         self._queued_transfers += count
         self._work.set()
         return future
@@ -429,7 +524,8 @@ class Engine:
                 self._relief.clear()
                 await self._relief.wait()
             self._turn()
-            if self.ledger.memory.rows_not_checkpointed >= self.limits.checkpoint_rows:
+            rows = self.ledger.memory.rows_not_checkpointed
+            if rows >= self.limits.checkpoint_rows or self.space.is_tight(self._owed(0)):
                 self._checkpoint_due.set()
             await asyncio.sleep(0)
 
@@ -451,15 +547,15 @@ class Engine:
             if not ledger.block.stamp_us:
                 ledger.block.begin(self._clock.tick())
             if isinstance(work.command, Batch):
-                batch = work.command
-                wanted = min(left, ledger.block.room())
-                decided = ledger.execute(batch, wanted)
-                left -= decided if decided == wanted else left  # loads used up the turn
+                batch, loads = work.command, ledger.memory.loads
+                wanted = min(left, ledger.block.room(), batch.count - batch.done)
+                left -= ledger.execute(batch, wanted)
+                left -= LOAD_COST * (ledger.memory.loads - loads)
                 if batch.done < batch.count:
                     continue
             else:
                 work.command()
-                left -= CALL_RECORDS_MAX
+                left -= work.records
             queue.popleft()
             self._queued_transfers -= work.count
             self.committer.when_durable(ledger.sequence, work.durable)
@@ -476,22 +572,9 @@ class Engine:
 
     def _after_append(self) -> None:
         self.store.forget_durable(self.committer.durable_sequence)
-        self._watch_space()
+        self.space.look()
         self._relief.set()
 
-    # --- space ----------------------------------------------------------------------------------
 
-    def _watch_space(self) -> None:
-        used = max(
-            self.store.log.used_bytes() / self.limits.log_map_bytes,
-            self.store.state.used_bytes() / self.limits.state_map_bytes,
-        )
-        disk = os.statvfs(self._data) if self._data else None
-        free_bytes = disk.f_bavail * disk.f_frsize if disk else self.limits.disk_free_min_bytes
-        exhausted = used >= SPACE_REFUSE or free_bytes < self.limits.disk_free_min_bytes
-        if exhausted != self.space_exhausted:
-            self.space_exhausted = exhausted
-            _LOG.error("space", exhausted=exhausted, map_used=round(used, 3), disk_free=free_bytes)
-        if used >= SPACE_WARN and not self._space_warned:
-            self._space_warned = True
-            _LOG.warning("space_low", map_used=round(used, 3), disk_free=free_bytes)
+def _make(calls: list[Callable[[], bytes]], answers: list[bytes]) -> None:
+    answers.extend(call() for call in calls)

@@ -19,9 +19,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.packed import BODY, BODY_BYTES, KEY_BYTES, RESULT, DifferingField
 from cluster.refusals import RefusalReason, is_recorded
-from shard_node.books import BALANCE_MAX_MINOR, HOUR_US, Account, Balance
+from shard_node.books import BALANCE_MAX_MINOR, Account, Balance
+from shard_node.clearing import Clearing, clearing_row, read_clearing_row
+from shard_node.groups import BUSY_RESULT, Groups
+from shard_node.legs import (
+    EMPTY,
+    IMPORT_SHIFT_MAX_US,
+    STATUS_ACTIVE,
+    STATUS_CLOSED,
+    Member,
+    posting_time_us,
+    status_refusal,
+)
 from shard_node.memory import Memory
 from shard_node.open_block import OpenBlock
+from shard_node.participant import Participant
+from shard_node.posting import Poster
+from shard_node.recorded import first_difference, read_recorded
 from shard_node.records import (
     ACCOUNT,
     EFFECTS,
@@ -31,12 +45,11 @@ from shard_node.records import (
     pack_bare_effects,
     records_of,
 )
+from shard_node.transactions import Decided, Transactions, read_transaction_row
 
 if TYPE_CHECKING:
     from shard_node.memory import Draft, LedgerStore
-
-IMPORT_SHIFT_MAX_US: Final = HOUR_US
-"""How far an import may be moved forward to stand behind the account's latest entry."""
+    from shard_node.state import StateReader
 
 TURN_LOADS_MAX: Final = 192
 """Accounts loaded from the state in one call of `execute`: at 30 µs each (beside a busy process)
@@ -45,9 +58,6 @@ these are 6 ms of the event loop."""
 COMPLETED: Final = 1
 REFUSED: Final = 3
 KIND_SYSTEM: Final = 2
-STATUS_ACTIVE: Final = 1
-STATUS_FROZEN: Final = 2
-STATUS_CLOSED: Final = 3
 
 # Where a body's fields stand in what `BODY` unpacks.
 _SOURCE, _DESTINATION, _CURRENCY, _LENGTH = 1, 2, 6, 7
@@ -93,6 +103,8 @@ class StatusChange(IntEnum):
     REPEAT = 2
     CLOSED_FOR_EVER = 3
     HOLDS_MONEY = 4
+    IN_DOUBT = 5
+    """A transaction is prepared that will post to it."""
 
 
 class Ledger:
@@ -107,6 +119,9 @@ class Ledger:
     Attributes:
         memory: accounts, keys, checkpoints.
         block: what was recorded and not sealed yet.
+        transactions, clearing: what is between this shard and others.
+        groups: decides groups.
+        participant: two-phase commit.
         completed_count, refused_count, repeated_count: transfers answered so, the first two for
             the first time, since the ledger was made.
     """
@@ -115,6 +130,13 @@ class Ledger:
         self.log_id = log_id
         self.memory = Memory(store, sequence, accounts_max)
         self.block = OpenBlock(sequence)
+        self.transactions = Transactions()
+        self.clearing = Clearing()
+        poster = Poster(log_id, self.memory, self.block, self.clearing)
+        self.groups = Groups(log_id, self.memory, self.block, poster, self)
+        self.participant = Participant(
+            log_id, self.memory, self.block, self.transactions, poster, self.groups, self
+        )
         self.completed_count = self.refused_count = self.repeated_count = 0
         self._store = store
 
@@ -177,32 +199,40 @@ class Ledger:
         if reason := _request_refusal(fields):
             return _refused(reason)
         if source is None:
-            return self._refuse(RefusalReason.SOURCE_UNKNOWN, body, metadata, source)
+            return self._refuse(RefusalReason.SOURCE_UNKNOWN, body, metadata)
         if destination is None:
-            return self._refuse(RefusalReason.DESTINATION_UNKNOWN, body, metadata, source)
+            return self._refuse(RefusalReason.DESTINATION_UNKNOWN, body, metadata)
         if source.status != STATUS_ACTIVE or destination.status != STATUS_ACTIVE:
-            reason = _status_refusal(source.status, destination.status)
-            return self._refuse(reason, body, metadata, source)
+            reasons = (
+                status_refusal(source.status, incoming=False),
+                status_refusal(destination.status, incoming=True),
+            )
+            return self._refuse(min(each for each in reasons if each), body, metadata)
         if import_us:
             if import_us > stamp_us:
                 return _refused(RefusalReason.IMPORT_IN_FUTURE)
-            source_us = max(import_us, source.latest_time_us())
-            destination_us = max(import_us, destination.latest_time_us())
+            source_us = posting_time_us(source, import_us, stamp_us)
+            destination_us = posting_time_us(destination, import_us, stamp_us)
             if max(source_us, destination_us) - import_us > IMPORT_SHIFT_MAX_US:
                 return _refused(RefusalReason.IMPORT_TOO_OLD)
-        paying, paid = source.balances.get(currency), destination.balances.get(currency)
-        source_minor = (paying.minor if paying else 0) - amount
+        paying = source.balances.get(currency) or EMPTY
+        paid = destination.balances.get(currency) or EMPTY
+        source_minor, destination_minor = paying.minor - amount, paid.minor + amount
         if source_minor < source.floor_minor:
-            return self._refuse(RefusalReason.INSUFFICIENT_FUNDS, body, metadata, source)
-        destination_minor = (paid.minor if paid else 0) + amount
+            return self._refuse(RefusalReason.INSUFFICIENT_FUNDS, body, metadata)
         if destination_minor > destination.cap_minor:
-            return self._refuse(RefusalReason.BALANCE_CAP_EXCEEDED, body, metadata, source)
+            return self._refuse(RefusalReason.BALANCE_CAP_EXCEEDED, body, metadata)
+        if (
+            source_minor - paying.reserved_outgoing < source.floor_minor
+            or destination_minor + paid.reserved_incoming > destination.cap_minor
+        ):
+            return BUSY_RESULT
 
         # Point of no return: from here on the transfer must succeed.
         self.memory.touch(source)
         self.memory.touch(destination)
-        paying = paying or self._new_balance(source, currency)
-        paid = paid or self._new_balance(destination, currency)
+        paying = paying if paying is not EMPTY else self._new_balance(source, currency)
+        paid = paid if paid is not EMPTY else self._new_balance(destination, currency)
         effects = EFFECTS.pack(
             RecordKind.TRANSFER,
             0,
@@ -232,21 +262,24 @@ class Ledger:
         """
         if reason := _request_refusal(fields):
             return _refused(reason)
-        record, recorded_metadata = self.read_transfer(earlier)
-        if record[:BODY_BYTES] != body or recorded_metadata != metadata:
-            differing = first_difference(record[:BODY_BYTES], recorded_metadata, body, metadata)
-            return _refused(RefusalReason.KEY_REUSED, differing)
-        effects = EFFECTS.unpack_from(record, BODY_BYTES)
-        recorded_reason, source_minor, source_us = effects[1], effects[3], effects[7]
+        known = read_recorded(self, earlier)
+        if known.bodies != body or known.metadata != metadata:
+            return _refused(RefusalReason.KEY_REUSED, first_difference(known, body, metadata))
         self.repeated_count += 1
-        status = REFUSED if recorded_reason else COMPLETED
-        return RESULT.pack(status, recorded_reason, 0, 1, source_us, source_minor)
+        status = REFUSED if known.reason else COMPLETED
+        return RESULT.pack(status, known.reason, 0, 1, known.time_us, known.source_minor)
 
     def read_transfer(self, sequence: int) -> tuple[bytes, bytes]:
         """A transfer's record (128 bytes) and metadata, wherever it is."""
         if sequence >= self.block.first_sequence:
             return self.block.read_transfer(sequence)
         return self._store.read_transfer(sequence)
+
+    def read_heap(self, sequence: int, offset: int, length: int) -> bytes:
+        """Bytes of the heap of the block that a record is in."""
+        if sequence >= self.block.first_sequence:
+            return self.block.read_heap(offset, length)
+        return self._store.read_heap(sequence, offset, length)
 
     def open_account(
         self, account_id: int, kind: int, floor_minor: int, cap_minor: int
@@ -289,6 +322,8 @@ class Ledger:
             return StatusChange.REPEAT
         if account.status == STATUS_CLOSED:
             return StatusChange.CLOSED_FOR_EVER
+        if status == STATUS_CLOSED and account.pins:
+            return StatusChange.IN_DOUBT
         if status == STATUS_CLOSED and any(each.minor for each in account.balances.values()):
             return StatusChange.HOLDS_MONEY
 
@@ -322,9 +357,44 @@ class Ledger:
                 offset = EFFECTS.unpack_from(record, BODY_BYTES)[2]
                 text = block.heap[offset : offset + ACCOUNT.unpack(body)[4]]
                 self._apply_status(sequence, body, text)
-            else:
-                assert kind == RecordKind.EPOCH_BEGAN, f"record {sequence} is of kind {kind}"
+            elif kind == RecordKind.GROUP:
+                self.memory.keys[body[:KEY_BYTES]] = sequence
+            elif kind != RecordKind.EPOCH_BEGAN:
+                self._apply_crossing(sequence, record, block)
         self.block.skip(block.count)
+
+    def _apply_crossing(self, sequence: int, record: bytes, block: BlockDraft) -> None:
+        participant, kind, stamp_us = self.participant, record[BODY_BYTES], block.time_us
+        if kind in (RecordKind.LEG_OUTGOING, RecordKind.LEG_INCOMING):
+            participant.apply_leg(record, sequence, stamp_us)
+        elif kind == RecordKind.PREPARED:
+            participant.apply_prepared(record, block.heap, stamp_us)
+        elif kind == RecordKind.COMMITTED:
+            participant.apply_committed(record, block.heap, sequence, stamp_us)
+        elif kind == RecordKind.ABORTED:
+            participant.apply_aborted(record, stamp_us)
+        else:
+            assert kind == RecordKind.FINISHED, f"record {sequence} is of kind {kind}"
+            participant.apply_finished(record, block.heap, stamp_us)
+
+    def restore(self, state: StateReader, time_us: int) -> None:
+        """Takes up transactions and clearing as a checkpoint of this time has them."""
+        for key, value in state.clearing():
+            pair, position = read_clearing_row(key, value)
+            self.clearing.positions[pair] = position
+        self.clearing.start(time_us)
+        for transaction_id, value in state.transactions():
+            stored = read_transaction_row(value)
+            if isinstance(stored, Decided):
+                self.transactions.add_decided(stored)
+            else:
+                self.participant.restore_prepared(stored)
+            self.transactions.as_in_state(transaction_id)
+
+    def recall_ended(self, block: BlockDraft) -> None:
+        """Remembers what ended in a block that the checkpoint covers (see `transactions`)."""
+        for record in records_of(block):
+            self.participant.recall_ended(record, block)
 
     def _apply_transfer(self, sequence: int, body: bytes, effects: tuple[Any, ...]) -> None:
         self.memory.keys[body[:KEY_BYTES]] = sequence
@@ -363,24 +433,20 @@ class Ledger:
     def begin_checkpoint(self) -> Draft:
         """Begins a checkpoint, between blocks, of every record so far."""
         assert self.block.count == 0, "a checkpoint stands between blocks"
-        return self.memory.begin_checkpoint(self.sequence)
+        draft = self.memory.begin_checkpoint(self.sequence)
+        draft.transactions = self.transactions.take_rows()
+        draft.clearing = [clearing_row(*each) for each in self.clearing.positions.items()]
+        return draft
 
     # --- small parts ----------------------------------------------------------------------------
 
-    def _refuse(
-        self, reason: RefusalReason, body: bytes, metadata: bytes, source: Account | None
-    ) -> bytes:
+    def _refuse(self, reason: RefusalReason, body: bytes, metadata: bytes) -> bytes:
         """Records a refusal under the transfer's key, so that every retry hears it again."""
         assert reason in _RECORDED, "what depends on the request alone leaves no record"
-        currency = BODY.unpack(body)[_CURRENCY]
-        paying = source.balances.get(currency) if source else None
-        minor, stamp_us = paying.minor if paying else 0, self.block.stamp_us
-        offset = self.block.add_to_heap(metadata) if metadata else 0
-        effects = (RecordKind.TRANSFER, reason, offset, minor, 0, 0, 0, stamp_us, stamp_us, 0, 0)
-        self.block.append(body, EFFECTS.pack(*effects))
-        self.memory.keys[body[:KEY_BYTES]] = self.sequence
+        members = [Member(body, self.log_id, self.log_id, metadata)]
+        time_us, minor = self.groups.record_refusal(members, reason, 0)
         self.refused_count += 1
-        return RESULT.pack(REFUSED, reason, 0, 0, stamp_us, minor)
+        return RESULT.pack(REFUSED, reason, 0, 0, time_us, minor)
 
     def _balance_to_change(self, account: Account, currency: int) -> Balance:
         self.memory.touch(account)
@@ -389,24 +455,6 @@ class Ledger:
     def _new_balance(self, account: Account, currency: int) -> Balance:
         balance = account.balances[currency] = Balance(currency, self.log_id)
         return balance
-
-
-def first_difference(
-    recorded: bytes, recorded_metadata: bytes, body: bytes, metadata: bytes
-) -> DifferingField:
-    """The first field, in the order of `DifferingField`, in which two bodies of one key differ."""
-    _, _, destination, amount, reference, import_us, currency, _, kind = BODY.unpack(body)
-    old = BODY.unpack(recorded)
-    pairs = (
-        (DifferingField.DESTINATION_ACCOUNT_ID, old[2], destination),
-        (DifferingField.CURRENCY, old[6], currency),
-        (DifferingField.AMOUNT_MINOR, old[3], amount),
-        (DifferingField.TYPE, old[8], kind),
-        (DifferingField.REFERENCE, old[4], reference),
-        (DifferingField.METADATA, recorded_metadata, metadata),
-        (DifferingField.IMPORT_TIME_US, old[5], import_us),
-    )
-    return next((name for name, was, now in pairs if was != now), DifferingField.NONE)
 
 
 def _refused(reason: RefusalReason, differing: DifferingField = DifferingField.NONE) -> bytes:
@@ -421,13 +469,3 @@ def _request_refusal(fields: tuple[Any, ...]) -> RefusalReason | None:
     if fields[_SOURCE] == fields[_DESTINATION]:
         return RefusalReason.SAME_ACCOUNT
     return None if fields[_CURRENCY] else RefusalReason.UNKNOWN_CURRENCY
-
-
-def _status_refusal(source: int, destination: int) -> RefusalReason:
-    if source == STATUS_CLOSED:
-        return RefusalReason.SOURCE_CLOSED
-    if destination == STATUS_CLOSED:
-        return RefusalReason.DESTINATION_CLOSED
-    return (
-        RefusalReason.SOURCE_FROZEN if source == STATUS_FROZEN else RefusalReason.DESTINATION_FROZEN
-    )

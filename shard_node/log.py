@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import lmdb
 
 from shard_node.records import (
-    EFFECTS,
     GENESIS_HASH,
     HASH_BYTES,
     HEADER,
@@ -34,6 +33,7 @@ from shard_node.records import (
     check_follows,
     decode_block,
     encode_block,
+    heap_offset,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ class Log(Protocol):
         """The 128 bytes and the metadata of a durable transfer's record."""
         ...
 
+    def read_heap(self, sequence: int, offset: int, length: int) -> bytes:
+        """Bytes of the heap of the block that a durable record is in."""
+        ...
+
     def locate(self, sequence: int) -> BlockName:
         """The block that a durable record is in."""
         ...
@@ -132,9 +136,15 @@ class LmdbLog:
         if not read_only:
             path.mkdir(parents=True, exist_ok=True)
             drop_from_page_cache(path / "data.mdb")
-        self._env: Any = lmdb.open(
-            str(path), map_size=map_bytes, readonly=read_only, max_spare_txns=4
-        )
+        try:
+            self._env: Any = lmdb.open(
+                str(path), map_size=map_bytes, readonly=read_only, max_spare_txns=4
+            )
+        except lmdb.Error as error:
+            raise DamagedLogError(f"the log cannot be opened: {error}") from error
+        if missing := missing_bytes(self._env, path):
+            self._env.close()
+            raise DamagedLogError(f"the log's file is cut short by {missing} bytes")
         self._env.reader_check()
         self._reader: Any = None
         self._cursor: Any = None
@@ -171,6 +181,12 @@ class LmdbLog:
         record = bytes(value[at : at + RECORD_BYTES])
         return record, _metadata(record, value, HEADER_BYTES + header[7] * RECORD_BYTES)
 
+    def read_heap(self, sequence: int, offset: int, length: int) -> bytes:
+        """See `Log`."""
+        value, header = self._find(sequence)
+        start = HEADER_BYTES + header[7] * RECORD_BYTES + offset
+        return bytes(value[start : start + length])
+
     def locate(self, sequence: int) -> BlockName:
         """See `Log`."""
         value, header = self._find(sequence)
@@ -206,16 +222,24 @@ class LmdbLog:
         key = _KEY.pack(sequence)
         if not (cursor.set_range(key) and bytes(cursor.key()) == key) and not cursor.prev():
             raise DamagedLogError(f"no block has the record {sequence}")
+        first = _KEY.unpack(cursor.key())[0]
         value: memoryview = cursor.value()
-        header = HEADER.unpack_from(value)
-        if not header[6] <= sequence < header[6] + header[7]:
-            raise DamagedLogError(f"no block has the record {sequence}")
+        header = HEADER.unpack_from(value) if len(value) >= HEADER_BYTES else None
+        if header is None or header[6] != first:
+            raise DamagedLogError(f"the block at sequence {first} does not say that it is there")
+        if sequence >= first + header[7]:
+            raise DamagedLogError(
+                f"the block at sequence {first} does not have the record {sequence}"
+            )
         return value, header
 
     def _read_at(self, sequence: int) -> tuple[bytes, bytes] | None:
         with self._env.begin() as txn:
             cursor = txn.cursor()
-            return cursor.item() if cursor.set_range(_KEY.pack(sequence)) else None
+            try:
+                return cursor.item() if cursor.set_range(_KEY.pack(sequence)) else None
+            except lmdb.Error as error:
+                raise DamagedLogError(f"no block can be read at sequence {sequence}") from error
 
     def _read_last(self) -> Block | None:
         with self._env.begin() as txn:
@@ -260,6 +284,10 @@ class MemoryLog:
         record = draft.records[at : at + RECORD_BYTES]
         return record, _metadata(record, memoryview(draft.heap), 0)
 
+    def read_heap(self, sequence: int, offset: int, length: int) -> bytes:
+        """See `Log`."""
+        return self._find(sequence).draft.heap[offset : offset + length]
+
     def locate(self, sequence: int) -> BlockName:
         """See `Log`."""
         block, draft = self._find(sequence), self._find(sequence).draft
@@ -286,6 +314,21 @@ class MemoryLog:
         return self._blocks[at]
 
 
+def first_sequence_since(log: Log, time_us: int, last_sequence: int) -> int:
+    """The first record of the earliest block stamped at this time or later, by bisection.
+
+    One behind `last_sequence` when no block up to that record is.
+    """
+    low, high = 1, last_sequence + 1
+    while low < high:
+        block = log.locate((low + high) // 2)
+        if block.time_us < time_us:
+            low = block.last_sequence + 1
+        else:
+            high = block.first_sequence
+    return low
+
+
 def drop_from_page_cache(path: Path) -> None:
     """Makes the next reads of a file come from the device (see the module's docstring)."""
     if not path.exists():
@@ -298,9 +341,15 @@ def drop_from_page_cache(path: Path) -> None:
         os.close(descriptor)
 
 
+def missing_bytes(env: Any, path: Path) -> int:
+    """How much shorter an environment's file is than the pages in use; to touch them would kill."""
+    in_use: int = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    return max(0, in_use - (path / "data.mdb").stat().st_size)
+
+
 def _metadata(record: bytes, value: memoryview, heap_at: int) -> bytes:
     (length,) = _METADATA_LENGTH.unpack_from(record, _METADATA_LENGTH_AT)
     if not length:
         return b""
-    start = heap_at + EFFECTS.unpack_from(record, RECORD_BYTES - EFFECTS.size)[2]
+    start = heap_at + heap_offset(record)
     return bytes(value[start : start + length])

@@ -36,6 +36,10 @@ class LedgerStore(Protocol):
         """The 128 bytes and the metadata of a transfer's record in a sealed block."""
         ...
 
+    def read_heap(self, sequence: int, offset: int, length: int) -> bytes:
+        """Bytes of the heap of the sealed block that a record is in."""
+        ...
+
 
 class Draft:
     """A checkpoint being taken: the rows of everything that changed up to `sequence`.
@@ -43,6 +47,7 @@ class Draft:
     Attributes:
         epoch: the epoch that it ends.
         first_sequence, sequence: the records since the checkpoint before it, up to its own last.
+        transactions, clearing: rows of these tables; few, so taken at once by the ledger.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class Draft:
         self.epoch = epoch
         self.first_sequence = first_sequence
         self.sequence = sequence
+        self.transactions: list[tuple[bytes, bytes | None]] = []
+        self.clearing: list[tuple[bytes, bytes]] = []
         self._waiting = waiting
         self._account_rows: list[tuple[bytes, bytes]] = []
         self._period_rows: list[tuple[bytes, bytes]] = []
@@ -103,12 +110,14 @@ class Memory:
     Attributes:
         accounts: those in memory, by id.
         keys, draft_keys: records' sequences by transfer key, of the current epoch and the draft's.
+        loads: how many accounts were looked for in the store, ever.
     """
 
     def __init__(self, store: LedgerStore, sequence: int, accounts_max: int) -> None:
         self.accounts: dict[int, Account] = {}
         self.keys: dict[bytes, int] = {}
         self.draft_keys: dict[bytes, int] = {}
+        self.loads = 0
         self._store = store
         self._accounts_max = accounts_max
         self._touched: dict[int, Account] = {}
@@ -129,6 +138,7 @@ class Memory:
 
     def load(self, account_id: int) -> Account | None:
         """Brings in an account that is not in memory; None = not open."""
+        self.loads += 1
         account = self._store.load_account(account_id)
         if account is not None:
             self._make_room(2)  # more than one comes in, so the cache shrinks after a burst
@@ -150,6 +160,15 @@ class Memory:
         self._touched[account.account_id] = account
         # Loading the other account of the same transfer may just have pushed this one out.
         self.accounts[account.account_id] = account
+
+    def pin(self, account: Account) -> None:
+        """Keeps an account in memory until it is unpinned as often."""
+        account.pins += 1
+        self.accounts[account.account_id] = account
+
+    def unpin(self, account: Account) -> None:
+        """Undoes one `pin`."""
+        account.pins -= 1
 
     def begin_checkpoint(self, sequence: int) -> Draft:
         """Ends the epoch: the draft covers every record up to `sequence`."""
@@ -196,5 +215,5 @@ class Memory:
         excess = len(accounts) + 1 - self._accounts_max
         for account_id in list(islice(accounts, max(0, min(accounts_max, excess)))):
             account = accounts.pop(account_id)
-            if account.touched_epoch > self._committed_epoch:
+            if account.pins or account.touched_epoch > self._committed_epoch:
                 accounts[account_id] = account

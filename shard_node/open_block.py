@@ -8,11 +8,11 @@ from cluster.packed import BODY, METADATA_BYTES_MAX
 from shard_node.records import (
     BLOCK_BYTES_MAX,
     BLOCK_RECORDS_MAX,
-    EFFECTS,
     HASH_BYTES,
     HEADER_BYTES,
     RECORD_BYTES,
     BlockDraft,
+    heap_offset,
 )
 
 _CONTENT_BYTES_MAX: Final = BLOCK_BYTES_MAX - HEADER_BYTES - HASH_BYTES
@@ -90,6 +90,9 @@ class OpenBlock:
         """A transfer's record and metadata, as long as the block is not sealed."""
         at = 2 * (sequence - self.first_sequence)
         body, effects = self._parts[at : at + 2]
-        length = BODY.unpack(body)[7]
-        offset = EFFECTS.unpack(effects)[2]
-        return body + effects, b"".join(self._heap)[offset : offset + length]
+        record = body + effects
+        return record, self.read_heap(heap_offset(record), BODY.unpack(body)[7])
+
+    def read_heap(self, offset: int, length: int) -> bytes:
+        """Bytes of its heap."""
+        return b"".join(self._heap)[offset : offset + length]

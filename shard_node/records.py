@@ -60,6 +60,27 @@ ACCOUNT: Final = struct.Struct("<Q3qH2B28x")
 EPOCH: Final = struct.Struct("<Qq48x")
 """epoch, time."""
 
+GROUP: Final = struct.Struct("<4BI2q40x")
+"""kind, reason, index refused, size; heap offset of bodies and metadata; first source's balance
+after, its posting time."""
+
+COMMITTED: Final = struct.Struct("<2BHI16sq32x")
+"""kind, size; of a plain transfer the participant; heap offset of its metadata, or of the group's
+members and metadata; transaction id, deadline. The body half is the first member's."""
+
+PREPARED: Final = struct.Struct("<B3x2I52x")
+"""kind; heap offset and bytes of members and metadata. The body half is the packed header."""
+
+LEG: Final = struct.Struct("<I2H4q16sQ")
+"""kind and heap offset × 256; log id of the previous entry, the other account's shard; balance
+after, previous entry, posting time, decision time; transaction id, first source of the key."""
+
+ENDED: Final = struct.Struct("<16sq2I32x")
+"""The body half of ABORTED: transaction id, deadline. Of FINISHED: heap offset and bytes of ids."""
+
+GROUP_SIZE_AT: Final = 62
+"""Where a body says how large its group is."""
+
 _MAGIC: Final = b"DBLK"
 _FORMAT: Final = 1
 
@@ -73,6 +94,25 @@ class RecordKind(enum.IntEnum):
     ACCOUNT_STATUS_CHANGED = 3
     EPOCH_BEGAN = 4
     """A shard node took over the log; the first record that it wrote."""
+    GROUP = 5
+    """A group whose accounts are all on this shard and that completed: its legs follow. Or any
+    group that was refused for good under its key."""
+    PREPARED = 6
+    """This participant has reserved what its legs of a transaction need."""
+    COMMITTED = 7
+    """This home has decided to commit a transaction; its own legs follow."""
+    LEG_OUTGOING = 8
+    """An account of this shard paid in a group or a transaction."""
+    LEG_INCOMING = 9
+    """An account of this shard was paid in a group or a transaction."""
+    ABORTED = 10
+    """A transaction has ended here without effect and never will have one."""
+    FINISHED = 11
+    """Transactions that this home committed are posted everywhere."""
+
+
+KEYED: Final = frozenset({RecordKind.TRANSFER, RecordKind.GROUP, RecordKind.COMMITTED})
+"""Kinds whose first 24 bytes are a key that they answer for."""
 
 
 class DamagedLogError(Exception):
@@ -192,6 +232,11 @@ def unpack_transfer(record: bytes) -> TransferRecord:
     )
 
 
+def transfer_of_body(body: bytes) -> TransferRecord:
+    """What a body says; of a record of another kind than TRANSFER, whose effects are not these."""
+    return unpack_transfer(body[:BODY_BYTES] + bytes(EFFECTS.size))
+
+
 def pack_bare_effects(kind: RecordKind, heap_offset: int = 0) -> bytes:
     """The effects half of a record that is no transfer: its kind and where its text lies."""
     return EFFECTS.pack(kind, 0, heap_offset, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -267,6 +312,20 @@ def check_follows(before: Block | None, block: Block) -> None:
         raise DamagedLogError(
             f"block {block.number} has an older epoch or stamp than block {number}"
         )
+
+
+def is_keyed(record: bytes) -> bool:
+    """Whether the first 24 bytes of a record are a key that it answers for."""
+    return record[BODY_BYTES] in KEYED
+
+
+def heap_offset(record: bytes) -> int:
+    """Where a transfer's or leg's metadata begins in its block's heap."""
+    if record[BODY_BYTES] in (RecordKind.LEG_OUTGOING, RecordKind.LEG_INCOMING):
+        kind_and_offset: int = LEG.unpack_from(record, BODY_BYTES)[0]
+        return kind_and_offset >> 8
+    offset: int = EFFECTS.unpack_from(record, BODY_BYTES)[2]
+    return offset
 
 
 def records_of(draft: BlockDraft) -> Iterator[bytes]:

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from cluster.packed import BATCH_TRANSFERS_MAX, BODY, BODY_BYTES
+from cluster.packed import BATCH_TRANSFERS_MAX, BODY, BODY_BYTES, METADATA_BYTES_MAX
 from cluster.rpc import Fault
 from doubloon.v1 import (
     admin_service_pb2,
     shard_service_pb2,
-    shard_service_pb2_grpc,
     types_pb2,
     wallet_service_pb2,
 )
 from shard_node import answers, errors
 from shard_node.books import BALANCE_MAX_MINOR, HOUR_US
+from shard_node.crossing import CrossingServicer
+from shard_node.faults import as_fault, bad_request
 from shard_node.queries import AccountHistory, StatementRequest, statement
 
 if TYPE_CHECKING:
@@ -32,26 +33,18 @@ TOPOLOGY_VERSION_KEY: Final = "doubloon-topology-version"
 
 DAY_US: Final = 24 * HOUR_US
 SERIES_HOURS_DEFAULT: Final = 720
+"""30 days."""
 SERIES_HOURS_MAX: Final = 8_784
 """A leap year of hours: 0.3 MB of answer, 20 ms of work on an account that is always busy."""
 
 PAGE_DEFAULT: Final = 100
+"""A screen or two."""
 PAGE_MAX: Final = 1_000
 """Entries in a page of a statement: each costs one look-up, 10 ms for them all."""
 
 REASON_BYTES_MAX: Final = 256
+"""An operator's sentence and a ticket; it is kept in the account's row."""
 WINDOW_MAX_US: Final = 2**62
-
-_STATUS_OF: Final = {
-    errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.SpaceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.StoppingError: grpc.StatusCode.UNAVAILABLE,
-    errors.AccountNotFoundError: grpc.StatusCode.NOT_FOUND,
-    errors.TransferNotFoundError: grpc.StatusCode.NOT_FOUND,
-    errors.BadRequestError: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.StateConflictError: grpc.StatusCode.FAILED_PRECONDITION,
-}
-"""The one place where the node's errors meet gRPC; a test holds it complete."""
 
 _KINDS: Final = {types_pb2.ACCOUNT_KIND_PLAYER, types_pb2.ACCOUNT_KIND_SYSTEM}
 _STATUSES: Final = {
@@ -63,7 +56,7 @@ _STATUSES: Final = {
 Context = Any  # grpc.aio.ServicerContext, generic in what handlers do not use
 
 
-class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
+class ShardServicer(CrossingServicer):
     """The handlers of `ShardService`.
 
     Args:
@@ -80,8 +73,7 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         status: StatusReporter,
         topology_version: Callable[[], int],
     ) -> None:
-        self._engine = engine
-        self._currencies = currencies
+        super().__init__(engine, currencies)
         self._status = status
         self._topology_version = topology_version
 
@@ -95,9 +87,14 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         bodies, metadata = request.bodies, request.metadata
         count, rest = divmod(len(bodies), BODY_BYTES)
         if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
-            raise _bad("bodies", f"{len(bodies)} bytes are not 1 … {BATCH_TRANSFERS_MAX} bodies")
-        if len(metadata) != _metadata_bytes(bodies):
-            raise _bad("metadata", "its length is not what the bodies say")
+            raise bad_request(
+                "bodies", f"{len(bodies)} bytes are not 1 … {BATCH_TRANSFERS_MAX} bodies"
+            )
+        lengths = [fields[7] for fields in BODY.iter_unpack(bodies)]
+        if max(lengths) > METADATA_BYTES_MAX:
+            raise bad_request("bodies", f"one has more than {METADATA_BYTES_MAX} bytes of metadata")
+        if len(metadata) != sum(lengths):
+            raise bad_request("metadata", "does not have the length that the bodies say")
         try:
             results = await self._engine.execute(bodies, metadata)
         except errors.ShardNodeError as error:
@@ -110,7 +107,7 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Opens accounts."""
         self._check_target(context)
         if not 1 <= len(request.accounts) <= BATCH_TRANSFERS_MAX:
-            raise _bad("accounts", f"must be 1 … {BATCH_TRANSFERS_MAX}")
+            raise bad_request("accounts", f"must be 1 … {BATCH_TRANSFERS_MAX}")
         specs = [_account_spec(index, spec) for index, spec in enumerate(request.accounts)]
         try:
             results = await self._engine.open_accounts(specs)
@@ -126,9 +123,9 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Freezes, unfreezes or closes an account."""
         self._check_target(context)
         if request.status not in _STATUSES:
-            raise _bad("status", "must be ACTIVE, FROZEN or CLOSED")
+            raise bad_request("status", "must be ACTIVE, FROZEN or CLOSED")
         if not 1 <= len(request.reason.encode()) <= REASON_BYTES_MAX:
-            raise _bad("reason", f"must be 1 … {REASON_BYTES_MAX} bytes")
+            raise bad_request("reason", f"must be 1 … {REASON_BYTES_MAX} bytes")
         try:
             account, repeat = await self._engine.change_status(
                 request.account_id, request.status, request.reason
@@ -155,6 +152,8 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Tells an account's balances at an instant."""
         self._check_target(context)
         as_of_us = self._instant(request.as_of_us, "as_of_us")
+        # Before anything else changes: what is reserved goes with what is posted now.
+        reserved = {} if request.as_of_us else self._reserved(request.account_id)
         account = await self._settle(request.account_id)
         numbers = sorted(account.balances)
         codes = await self._currencies.codes(numbers)
@@ -163,7 +162,8 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
             totals = history.totals_at(as_of_us)
             if totals.last_time_us:
                 code = codes[history.currency]
-                balances.append(answers.balance(code, totals, account.floor_minor))
+                own = reserved.get(history.currency, 0)
+                balances.append(answers.balance(code, totals, account.floor_minor, own))
         return wallet_service_pb2.GetBalancesResponse(as_of_us=as_of_us, balances=balances)
 
     async def GetFlows(  # noqa: N802 - the contract's name
@@ -172,7 +172,7 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Query 1."""
         self._check_target(context)
         if not 0 <= request.window_us <= WINDOW_MAX_US:
-            raise _bad("window_us", f"must be 1 … {WINDOW_MAX_US}, or 0 for 24 hours")
+            raise bad_request("window_us", f"must be 1 … {WINDOW_MAX_US}, or 0 for 24 hours")
         only = self._currencies.number(request.currency, "currency") if request.currency else 0
         to_us = self._instant(request.as_of_us, "as_of_us")
         from_us = to_us - (request.window_us or DAY_US)
@@ -181,7 +181,7 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         codes = await self._currencies.codes(numbers)
         flows = []
         for history in self._histories(request.account_id, numbers):
-            start, end = history.totals_at(from_us), history.totals_at(to_us)
+            start, end = history.totals_at(max(0, from_us)), history.totals_at(to_us)
             if only or end.last_time_us:
                 flows.append(answers.flows(codes[history.currency], start, end))
         return wallet_service_pb2.GetFlowsResponse(from_us=from_us, to_us=to_us, flows=flows)
@@ -193,15 +193,15 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         self._check_target(context)
         number = self._currencies.number(request.currency, "currency")
         if request.from_us < 0:
-            raise _bad("from_us", "must not be negative")
+            raise bad_request("from_us", "must not be negative")
         to_us = self._instant(request.to_us, "to_us")
         last_us = to_us - to_us % HOUR_US
         default_us = max(0, last_us - (SERIES_HOURS_DEFAULT - 1) * HOUR_US)
         first_us = request.from_us - request.from_us % HOUR_US if request.from_us else default_us
         if first_us > to_us:
-            raise _bad("from_us", "lies after to_us")
+            raise bad_request("from_us", "lies after to_us")
         if (last_us - first_us) // HOUR_US >= SERIES_HOURS_MAX:
-            raise _bad("from_us", f"more than {SERIES_HOURS_MAX} hours before to_us")
+            raise bad_request("from_us", f"more than {SERIES_HOURS_MAX} hours before to_us")
         await self._settle(request.account_id)
         (history,) = self._histories(request.account_id, [number])
         opening, hours = history.series(first_us, to_us)
@@ -213,21 +213,23 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Lists a page of an account's statement."""
         self._check_target(context)
         if request.page_size > PAGE_MAX:
-            raise _bad("page_size", f"must be 1 … {PAGE_MAX}, or 0 for {PAGE_DEFAULT}")
+            raise bad_request("page_size", f"must be 1 … {PAGE_MAX}, or 0 for {PAGE_DEFAULT}")
         if request.order not in wallet_service_pb2.EntryOrder.values():
-            raise _bad("order", "is not an order")
+            raise bad_request("order", "is not an order")
         if request.from_us < 0:
-            raise _bad("from_us", "must not be negative")
+            raise bad_request("from_us", "must not be negative")
         only = self._currencies.number(request.currency, "currency") if request.currency else 0
-        to_us = request.to_us or self._instant(0, "to_us") + 1
-        if to_us < request.from_us:
-            raise _bad("to_us", "lies before from_us")
+        if request.to_us and request.to_us < request.from_us:
+            raise bad_request("to_us", "lies before from_us")
+        # What comes later is durable later, so no statement reaches past now.
+        end_us = self._instant(0, "to_us") + 1
+        to_us = min(request.to_us or end_us, end_us)
         account = await self._settle(request.account_id)
         numbers = [only] if only else sorted(account.balances)
         codes = await self._currencies.codes(numbers)
         wanted = StatementRequest(
             account.account_id,
-            tuple(numbers),
+            only,
             request.from_us,
             to_us,
             request.order == wallet_service_pb2.ENTRY_ORDER_OLDEST_FIRST,
@@ -252,7 +254,7 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Tells a transfer's body and outcome."""
         self._check_target(context)
         if len(request.transfer_id) != 16:
-            raise _bad("transfer_id", f"must be 16 bytes, has {len(request.transfer_id)}")
+            raise bad_request("transfer_id", f"must be 16 bytes, has {len(request.transfer_id)}")
         try:
             sequence, record, metadata = await self._engine.find_transfer(
                 request.source_account_id, request.transfer_id
@@ -260,7 +262,14 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         except errors.ShardNodeError as error:
             raise as_fault(error) from error
         codes = await self._currencies.codes([record.currency])
-        return answers.transfer(record, metadata, codes, self._engine.identity.shard_id, sequence)
+        return answers.transfer(
+            record,
+            metadata,
+            codes,
+            self._engine.identity.shard_id,
+            sequence,
+            posted=self._engine.is_posted(sequence),
+        )
 
     # --- questions about the shard --------------------------------------------------------------
 
@@ -306,7 +315,7 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
 
     def _instant(self, instant_us: int, field: str) -> int:
         if instant_us < 0:
-            raise _bad(field, "must not be negative")
+            raise bad_request(field, "must not be negative")
         try:
             return self._engine.settle_instant(instant_us, field)
         except errors.BadRequestError as error:
@@ -318,6 +327,13 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         except errors.ShardNodeError as error:
             raise as_fault(error) from error
 
+    def _reserved(self, account_id: int) -> dict[int, int]:
+        try:
+            balances = self._engine.account(account_id).balances
+        except errors.ShardNodeError as error:
+            raise as_fault(error) from error
+        return {currency: each.reserved_outgoing for currency, each in balances.items()}
+
     def _histories(self, account_id: int, currencies: list[int]) -> list[AccountHistory]:
         """The account's histories, to be read before anything is awaited."""
         engine = self._engine
@@ -325,30 +341,16 @@ class ShardServicer(shard_service_pb2_grpc.ShardServiceServicer):
         return [AccountHistory(engine.ledger, engine.store, account, each) for each in currencies]
 
 
-def as_fault(error: errors.ShardNodeError) -> Fault:
-    """The fault that stands for a node's error. All of them are definite: nothing happened."""
-    field = error.field if isinstance(error, errors.BadRequestError) else ""
-    return Fault(_STATUS_OF[type(error)], str(error), field, indefinite=False)
-
-
 def _account_spec(index: int, spec: wallet_service_pb2.AccountSpec) -> tuple[int, int, int, int]:
     place = f"accounts[{index}]"
     if not 1 <= spec.account_id <= 2**63 - 1:
-        raise _bad(f"{place}.account_id", "must be 1 … 2^63 − 1")
+        raise bad_request(f"{place}.account_id", "must be 1 … 2^63 − 1")
     if spec.kind not in _KINDS:
-        raise _bad(f"{place}.kind", "must be PLAYER or SYSTEM")
+        raise bad_request(f"{place}.kind", "must be PLAYER or SYSTEM")
     if not -BALANCE_MAX_MINOR <= spec.floor_minor <= 0:
-        raise _bad(f"{place}.floor_minor", "must be −(2^63 − 1) … 0")
+        raise bad_request(f"{place}.floor_minor", "must be −(2^63 − 1) … 0")
     if spec.floor_minor and spec.kind == types_pb2.ACCOUNT_KIND_PLAYER:
-        raise _bad(f"{place}.floor_minor", "must be 0 for a PLAYER")
+        raise bad_request(f"{place}.floor_minor", "must be 0 for a PLAYER")
     if spec.cap_minor < 0:
-        raise _bad(f"{place}.cap_minor", "must not be negative")
+        raise bad_request(f"{place}.cap_minor", "must not be negative")
     return spec.account_id, spec.kind, spec.floor_minor, spec.cap_minor
-
-
-def _metadata_bytes(bodies: bytes) -> int:
-    return sum(fields[7] for fields in BODY.iter_unpack(bodies))
-
-
-def _bad(field: str, message: str) -> Fault:
-    return Fault(grpc.StatusCode.INVALID_ARGUMENT, f"{field} {message}", field)

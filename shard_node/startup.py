@@ -20,10 +20,11 @@ from cluster.clock import HybridClock
 from shard_node.checkpointer import ChildStateWriter, LocalStateWriter
 from shard_node.engine import Engine
 from shard_node.ledger import Ledger
-from shard_node.log import LmdbLog
+from shard_node.log import LmdbLog, first_sequence_since
 from shard_node.records import DamagedLogError, check_follows
 from shard_node.state import Checkpoint, DamagedStateError, LmdbState, StateFile
 from shard_node.store import Store
+from shard_node.transactions import ENDED_WINDOW_US
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,15 +65,15 @@ class Recovery:
     seconds: float
 
 
-def lock_folder(data: Path) -> int:
+def lock_folder(data: Path, wait_s: float = LOCK_WAIT_S) -> int:
     """Takes the lock on a data folder; returns the open file that holds it.
 
     Raises:
-        FolderInUseError: another process holds it, for longer than `LOCK_WAIT_S`.
+        FolderInUseError: another process holds it, for longer than `wait_s`.
     """
     data.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(data / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + LOCK_WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,6 +136,9 @@ def recover(
     checkpoint, before = verify_checkpoint(identity, store.state, store.log)
     sequence = checkpoint.sequence if checkpoint else 0
     ledger = Ledger(identity.shard_id, store, sequence, limits.accounts_max)
+    if checkpoint is not None:
+        ledger.restore(store.state, checkpoint.time_us)
+        recall_ended(ledger, store.log, checkpoint)
     for block in store.log.blocks(sequence + 1):
         check_follows(before, block)
         ledger.replay(block.draft)
@@ -149,6 +153,15 @@ def recover(
     return ledger, Recovery(block_number, replayed, time.monotonic() - started)
 
 
+def recall_ended(ledger: Ledger, log: Log, checkpoint: Checkpoint) -> None:
+    """Reads again which transactions ended in the last seconds that a checkpoint covers."""
+    since_us = checkpoint.time_us - ENDED_WINDOW_US
+    for block in log.blocks(first_sequence_since(log, since_us, checkpoint.sequence)):
+        if block.draft.first_sequence > checkpoint.sequence:
+            return
+        ledger.recall_ended(block.draft)
+
+
 def checkpoint_now(
     identity: LogIdentity, ledger: Ledger, store: Store, writer: LocalStateWriter
 ) -> None:
@@ -156,6 +169,7 @@ def checkpoint_now(
     draft = ledger.begin_checkpoint()
     while any(rows := draft.take(1_000)):
         writer.add(*rows)
+    writer.add_crossing(draft.transactions, draft.clearing)
     writer.write(Checkpoint.of(identity, store.log, draft.first_sequence, draft.sequence))
     store.state.refresh()
     ledger.memory.end_checkpoint()

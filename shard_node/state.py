@@ -1,14 +1,16 @@
 """The state: what the ledger's memory is loaded from, true up to the block that it names.
 
-Four tables, each an index that could be rebuilt from the log alone (promise 7):
+Tables, each an index that could be rebuilt from the log alone (promise 7):
 
-    accounts  account id                          → attributes, status            (`books`)
-    periods   account, currency, start, sequence  → prefix sums                   (`books`)
-    keys      transfer id, source account         → the record's sequence
-    meta      `checkpoint`                        → which block it is true up to  (`Checkpoint`)
+    accounts      account id                          → attributes, status     (`books`)
+    periods       account, currency, start, sequence  → prefix sums            (`books`)
+    keys          transfer id, source account         → the record's sequence
+    transactions  transaction id                      → prepared, or decided   (`transactions`)
+    clearing      other shard, currency               → position               (`clearing`)
+    meta          `checkpoint`                        → up to where it is true (`Checkpoint`)
 
-Keys are ordered by `transfer_id` first, so that time-ordered ids append to the index. Rows of
-accounts and periods end with a CRC-32 of key and value; a row of keys needs none, since the record
+Keys are ordered by `transfer_id` first, so that time-ordered ids append to the index. Rows
+but those of keys end with a CRC-32 of key and value; a row of keys needs none, since the record
 that it points to repeats the key.
 
 `StateReader` is what the node reads with; a reader sees one checkpoint until `refresh`.
@@ -29,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import lmdb
 
-from cluster.packed import BODY_BYTES, KEY_BYTES
+from cluster.packed import KEY_BYTES
 from shard_node.books import (
     ACCOUNT_KEY,
     PERIOD_KEY,
@@ -39,8 +41,8 @@ from shard_node.books import (
     read_account_row,
     read_period_row,
 )
-from shard_node.log import drop_from_page_cache
-from shard_node.records import HASH_BYTES, RecordKind, records_of
+from shard_node.log import drop_from_page_cache, missing_bytes
+from shard_node.records import HASH_BYTES, is_keyed, records_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -52,7 +54,10 @@ if TYPE_CHECKING:
 
 Row = tuple[bytes, bytes]
 
-TABLES: Final = ("accounts", "periods", "keys")
+Change = tuple[bytes, bytes | None]
+"""A row to be written, or (None) deleted."""
+
+TABLES: Final = ("accounts", "periods", "keys", "transactions", "clearing")
 """The tables that are fold(log); `meta` also tells when checkpoints were taken."""
 
 KEY_RANGE_FACTOR: Final = 4
@@ -150,7 +155,7 @@ class StateReader(Protocol):
         ...
 
     def find_keys(self, keys: list[bytes]) -> dict[bytes, int]:
-        """Those of `keys` that have a row, with their sequences."""
+        """Those of `keys` that have a row, with their sequences; others may be told as well."""
         ...
 
     def period_before(
@@ -167,6 +172,14 @@ class StateReader(Protocol):
 
     def account_ids(self, after: int, count: int) -> list[int]:
         """The next accounts above `after`, in order, at most so many."""
+        ...
+
+    def transactions(self) -> list[Row]:
+        """The rows of all transactions prepared or decided; see `transactions`."""
+        ...
+
+    def clearing(self) -> list[Row]:
+        """The rows of all clearing positions; see `clearing`."""
         ...
 
     def snapshot(self) -> AbstractContextManager[StateReader]:
@@ -276,9 +289,19 @@ class LmdbState:
             more = cursor.next()
         return ids
 
+    def transactions(self) -> list[Row]:
+        """See `StateReader`."""
+        return [(key, open_row(key, value)) for key, value in self._cursor("transactions")]
+
+    def clearing(self) -> list[Row]:
+        """See `StateReader`."""
+        return [(key, open_row(key, value)) for key, value in self._cursor("clearing")]
+
     def rows(self, table: str) -> Iterator[Row]:
         """All rows of one of `TABLES`, in order."""
-        yield from self._cursor(table)
+        cursor = self._cursor(table)
+        if cursor.first():
+            yield from cursor
 
     @contextmanager
     def snapshot(self) -> Iterator[StateReader]:
@@ -318,19 +341,42 @@ class StateFile:
     def __init__(self, path: Path, map_bytes: int) -> None:
         path.mkdir(parents=True, exist_ok=True)
         drop_from_page_cache(path / "data.mdb")
-        self.env: Any = lmdb.open(str(path), map_size=map_bytes, max_dbs=4, max_spare_txns=4)
+        try:
+            self.env: Any = lmdb.open(str(path), map_size=map_bytes, max_dbs=6, max_spare_txns=4)
+        except lmdb.Error as error:
+            raise DamagedStateError(f"the state cannot be opened: {error}") from error
+        if missing := missing_bytes(self.env, path):
+            self.env.close()
+            raise DamagedStateError(f"the state's file is cut short by {missing} bytes")
         self.env.reader_check()
         self.accounts: Any = self.env.open_db(b"accounts")
         self.periods: Any = self.env.open_db(b"periods")
         self.keys: Any = self.env.open_db(b"keys")
+        self.transactions: Any = self.env.open_db(b"transactions")
+        self.clearing: Any = self.env.open_db(b"clearing")
         self.meta: Any = self.env.open_db(b"meta")
 
     def write_checkpoint(
-        self, log: Log, accounts: Iterable[Row], periods: Iterable[Row], checkpoint: Checkpoint
+        self,
+        log: Log,
+        accounts: Iterable[Row],
+        periods: Iterable[Row],
+        checkpoint: Checkpoint,
+        transactions: Iterable[Change] = (),
+        clearing: Iterable[Row] = (),
     ) -> None:
         """Commits a checkpoint, durably. When it raises, the process must end (see `log`)."""
         with self.env.begin(write=True) as txn:
-            for table, rows in ((self.accounts, accounts), (self.periods, periods)):
+            for key, value in transactions:
+                if value is None:
+                    txn.delete(key, db=self.transactions)
+                else:
+                    txn.put(key, seal_row(key, value), db=self.transactions)
+            for table, rows in (
+                (self.accounts, accounts),
+                (self.periods, periods),
+                (self.clearing, clearing),
+            ):
                 sealed = sorted((key, seal_row(key, value)) for key, value in rows)
                 txn.cursor(db=table).putmulti(sealed)
             keys = sorted(keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence))
@@ -357,12 +403,26 @@ class MemoryState:
         self._periods: dict[bytes, bytes] = {}
         self._period_keys: list[bytes] = []
         self._keys: dict[bytes, int] = {}
+        self._transactions: dict[bytes, bytes] = {}
+        self._clearing: dict[bytes, bytes] = {}
         self.checkpoint: Checkpoint | None = None
 
     def write_checkpoint(
-        self, log: Log, accounts: Iterable[Row], periods: Iterable[Row], checkpoint: Checkpoint
+        self,
+        log: Log,
+        accounts: Iterable[Row],
+        periods: Iterable[Row],
+        checkpoint: Checkpoint,
+        transactions: Iterable[Change] = (),
+        clearing: Iterable[Row] = (),
     ) -> None:
         """See `StateFile`."""
+        for key, change in transactions:
+            if change is None:
+                self._transactions.pop(key, None)
+            else:
+                self._transactions[key] = change
+        self._clearing.update(clearing)
         for key, value in accounts:
             if key not in self._accounts:
                 insort(self._account_ids, ACCOUNT_KEY.unpack(key)[0])
@@ -418,6 +478,14 @@ class MemoryState:
         mine = [key for key in keys if PERIOD_KEY.unpack(key)[:2] == (account_id, currency)]
         return [read_period_row(key, self._periods[key]) for key in mine]
 
+    def transactions(self) -> list[Row]:
+        """See `StateReader`."""
+        return list(self._transactions.items())
+
+    def clearing(self) -> list[Row]:
+        """See `StateReader`."""
+        return list(self._clearing.items())
+
     def account_ids(self, after: int, count: int) -> list[int]:
         """See `StateReader`."""
         start = bisect_left(self._account_ids, after + 1)
@@ -443,7 +511,7 @@ def keys_in_log(log: Log, first_sequence: int, sequence: int) -> Iterator[Row]:
         if block.draft.first_sequence > sequence:
             return
         for at, record in enumerate(records_of(block.draft), block.draft.first_sequence):
-            if record[BODY_BYTES] == RecordKind.TRANSFER:
+            if is_keyed(record):
                 yield record[:KEY_BYTES], _SEQUENCE.pack(at)
 
 

@@ -77,13 +77,16 @@ class StatusReporter:
             memory_bytes=anonymous_memory_bytes(),
             longest_turn_us=self._longest_turn_us(),
             clock_us=engine.clock_us,
-            space_exhausted=engine.space_exhausted,
+            transactions_prepared=len(ledger.transactions.prepared),
+            transactions_unfinished=len(ledger.transactions.decided),
+            oldest_transaction_us=ledger.transactions.oldest_us(),
+            space_exhausted=engine.space.exhausted,
         )
 
     def process(self) -> admin_service_pb2.GetProcessHealthResponse:
         """The process."""
         process, connected = self._process, self._membership.connected
-        turn_us, full = self._longest_turn_us(), self._engine.space_exhausted
+        turn_us, full = self._longest_turn_us(), self._engine.space.exhausted
         return admin_service_pb2.GetProcessHealthResponse(
             role=SHARD_NODE_ROLE,
             id=process.member_id,

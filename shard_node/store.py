@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from cluster.packed import BODY, BODY_BYTES
-from shard_node.records import EFFECTS, RECORD_BYTES, BlockDraft
+from cluster.packed import BODY
+from shard_node.records import RECORD_BYTES, BlockDraft, heap_offset
 
 if TYPE_CHECKING:
     from shard_node.books import Account
@@ -46,9 +46,15 @@ class Store:
             return self.log.read_transfer(sequence)
         at = (sequence - draft.first_sequence) * RECORD_BYTES
         record = draft.records[at : at + RECORD_BYTES]
-        length = BODY.unpack_from(record)[7]
-        offset = EFFECTS.unpack_from(record, BODY_BYTES)[2]
+        length, offset = BODY.unpack_from(record)[7], heap_offset(record)
         return record, draft.heap[offset : offset + length]
+
+    def read_heap(self, sequence: int, offset: int, length: int) -> bytes:
+        """See `LedgerStore`."""
+        draft = self._sealed_with(sequence)
+        if draft is None:
+            return self.log.read_heap(sequence, offset, length)
+        return draft.heap[offset : offset + length]
 
     def stamp_of(self, sequence: int) -> int:
         """The time of the sealed block that a record is in, microseconds."""

@@ -109,7 +109,7 @@ def _compare(state: LmdbState, rebuilt: LmdbState) -> int:
     for table in TABLES:
         for mine, folded in zip_longest(state.rows(table), rebuilt.rows(table)):
             if mine != folded:
-                key = (mine or folded or (b"", b""))[0]
+                key = min(row[0] for row in (mine, folded) if row)  # the other may have gone on
                 raise DamagedStateError(
                     f"the row of {table} with key {key.hex()} is not what the log says"
                 )

@@ -30,6 +30,8 @@ from doubloon.enums import (
     OpenAccountStatus,
     RefusalReason,
     RetryClass,
+    TransactionFate,
+    TransactionState,
     TransferStatus,
     TransferType,
 )
@@ -54,10 +56,12 @@ from doubloon.faults import (
     Unavailable,
     Unimplemented,
 )
+from doubloon.groups import Group, GroupRefused, GroupResult
 from doubloon.history import BalanceSeries, Entry, EntryPage, Flows, FlowsWindow, HourPoint
 from doubloon.ids import TransferIdMaker, as_uuid, new_transfer_id
 from doubloon.operations import (
     AccountChange,
+    AuditReport,
     ClusterStatus,
     ConservationReport,
     Currency,
@@ -65,7 +69,9 @@ from doubloon.operations import (
     MemberStatus,
     ProcessHealth,
     ShardBooks,
+    ShardPairAudit,
     ShardStatus,
+    TransactionInfo,
 )
 from doubloon.retry import RetryPolicy, Timing
 from doubloon.stream import TransferStream
@@ -89,6 +95,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncAdminClient",
     "AsyncClient",
+    "AuditReport",
     "Balance",
     "BalanceSeries",
     "Balances",
@@ -110,6 +117,9 @@ __all__ = [
     "FaultError",
     "Flows",
     "FlowsWindow",
+    "Group",
+    "GroupRefused",
+    "GroupResult",
     "HealthCheck",
     "HourPoint",
     "IndefiniteFault",
@@ -131,9 +141,13 @@ __all__ = [
     "RetryClass",
     "RetryPolicy",
     "ShardBooks",
+    "ShardPairAudit",
     "ShardStatus",
     "Timing",
     "Tls",
+    "TransactionFate",
+    "TransactionInfo",
+    "TransactionState",
     "Transfer",
     "TransferIdMaker",
     "TransferRefused",

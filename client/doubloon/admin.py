@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from doubloon import wire
 from doubloon.calls import Caller, Closing
 from doubloon.channels import Routers, Tls
-from doubloon.enums import AccountStatus
+from doubloon.enums import AccountStatus, TransactionFate, member
 from doubloon.operations import (
     AccountChange,
+    AuditReport,
     ClusterStatus,
     ConservationReport,
     Currency,
     ProcessHealth,
+    TransactionInfo,
 )
 from doubloon.retry import TIMEOUT_S, Retrier, RetryPolicy, Timing
+from doubloon.times import Duration, Instant, duration_us, instant_us
 from doubloon.v1 import admin_service_pb2 as pb
 
 
@@ -99,3 +102,45 @@ class AsyncAdminClient(Closing):
         request = pb.CheckConservationRequest()
         response = await self._caller.unary(lambda router: router.admin.CheckConservation, request)
         return wire.conservation(response)
+
+    async def audit(self, as_of: Instant | None = None) -> AuditReport:
+        """Compare what every two shards owe each other at a logical time, while traffic runs.
+
+        `as_of` is at most 60 seconds ago and counts in whole seconds; None = two seconds ago.
+        """
+        request = wire.filled(pb.AuditRequest(), as_of_us=instant_us(as_of, "as_of_us"))
+        response = await self._caller.unary(lambda router: router.admin.Audit, request)
+        return wire.audit(response)
+
+    async def in_doubt(
+        self, *, older_than: Duration | None = None, transaction_id: bytes = b""
+    ) -> tuple[TransactionInfo, ...]:
+        """Return the transactions between shards that are in doubt, or decided and not finished.
+
+        Args:
+            older_than: only those at least this old; None = all.
+            transaction_id: only this one, 16 bytes; b"" = no such restriction.
+
+        Returns:
+            One for each transaction and shard, the oldest first.
+        """
+        request = wire.filled(
+            pb.ListInDoubtRequest(),
+            older_than_us=duration_us(older_than, "older_than_us"),
+            transaction_id=transaction_id,
+        )
+        response = await self._caller.unary(lambda router: router.admin.ListInDoubt, request)
+        return tuple(map(wire.transaction, response.transactions))
+
+    async def resolve_transaction(self, transaction_id: bytes) -> TransactionFate:
+        """Resolve a transaction now: finish it if it was decided, abort it past its deadline.
+
+        Raises:
+            FailedPrecondition: it is undecided, and its deadline is not over.
+            NotFound: no shard has it in doubt (any more).
+        """
+        request = wire.filled(pb.ResolveTransactionRequest(), transaction_id=transaction_id)
+        response = await self._caller.unary(
+            lambda router: router.admin.ResolveTransaction, request, has_effect=True
+        )
+        return member(TransactionFate, response.fate)

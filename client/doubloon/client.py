@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from doubloon import wire
@@ -10,8 +11,9 @@ from doubloon.batches import Batches
 from doubloon.calls import Caller, Closing
 from doubloon.channels import Routers, Tls
 from doubloon.enums import AccountKind, EntryOrder, RetryClass, TransferType
-from doubloon.faults import fault_error, invalid_argument
+from doubloon.faults import FaultError, fault_error, invalid_argument
 from doubloon.gather import BATCH_MAX, CALLS_MAX, Gatherer, GatherLimits
+from doubloon.groups import Group, GroupResult
 from doubloon.history import BalanceSeries, Entry, EntryPage, FlowsWindow
 from doubloon.ids import new_transfer_id
 from doubloon.retry import TIMEOUT_S, Retrier, RetryPolicy, Timing
@@ -19,6 +21,12 @@ from doubloon.stream import WINDOW_DEFAULT, TransferStream
 from doubloon.times import Duration, Instant, duration_us, instant_us
 from doubloon.transfers import RecordedTransfer, Transfer, TransferResult
 from doubloon.v1 import wallet_service_pb2 as pb
+from doubloon.wire_groups import (
+    GROUPS_MAX,
+    add_groups,
+    faulted_group,
+    group_results_from_messages,
+)
 from doubloon.wire_transfers import (
     BATCH_ITEMS_MAX,
     add_specs,
@@ -78,6 +86,9 @@ class AsyncClient(Closing):
             # Opened or refused, an account's attributes are on record either way.
             retrier, self._ask_specs, faulted_account, lambda _: True
         )  # fmt: skip
+        self._groups: Batches[Group, GroupResult] = Batches(
+            retrier, self._ask_groups, faulted_group, _speaks_for_key
+        )
         limits = GatherLimits(batch_max=batch_max, linger_s=linger_s, calls_max=calls_max)
         self._gatherer = Gatherer(self._transfers.settle, timing.monotonic_s, timeout_s, limits)
 
@@ -205,6 +216,50 @@ class AsyncClient(Closing):
         _check_length("transfers", transfers)
         with self._caller.in_progress():
             return await self._transfers.settle(transfers, self._deadline_s())
+
+    async def transfer_group(
+        self, transfers: Sequence[Transfer], *, group_id: bytes | None = None
+    ) -> GroupResult:
+        """Make 1 … 16 transfers that all happen or none do; see `Group`.
+
+        Args:
+            transfers: in the order in which their legs apply to each account.
+            group_id: 16 bytes; None = a new one. To ask again later, pass the id of the result, or
+                the error's `transfer_id`.
+
+        Returns:
+            Completed, or refused. Look, or call `raise_for_refusal()`.
+
+        Raises:
+            IndefiniteFault: it may or may not have happened: ask again with `error.transfer_id`.
+            DefiniteFault: none of it happened.
+        """
+        group = Group(transfers) if group_id is None else Group(transfers, group_id)
+        try:
+            (result,) = await self.transfer_group_batch([group])
+        except FaultError as error:
+            raise type(error)(error.fault, group.group_id) from error
+        if result.fault is not None:
+            raise fault_error(replace(result.fault, index=-1), group.group_id)
+        return result
+
+    async def transfer_group_batch(self, groups: Sequence[Group]) -> list[GroupResult]:
+        """Make 0 … 1,024 independent groups, of 8,192 transfers in all, in one call.
+
+        Returns:
+            One result each, in order. What went wrong with one group, retries included, is a fault
+            in its result: `result.fault.indefinite` says whether to ask again.
+
+        Raises:
+            DefiniteFault: nothing of it happened.
+        """
+        _check_length("groups", groups, GROUPS_MAX)
+        transfers = sum(len(group.transfers) for group in groups)
+        if transfers > BATCH_ITEMS_MAX:
+            message = f"{transfers} transfers; a call has at most {BATCH_ITEMS_MAX}"
+            raise invalid_argument("groups", message)
+        with self._caller.in_progress():
+            return await self._groups.settle(groups, self._deadline_s())
 
     async def stream_transfers(
         self, batches: AsyncIterable[Sequence[Transfer]], *, window: int = WINDOW_DEFAULT
@@ -380,6 +435,16 @@ class AsyncClient(Closing):
         )
         return results_from_messages(transfers, response.results, left_out)
 
+    async def _ask_groups(self, groups: Sequence[Group], timeout_s: float) -> list[GroupResult]:
+        request = pb.TransferGroupBatchRequest()
+        left_out = add_groups(request.groups, groups)
+        if not request.groups:
+            return group_results_from_messages(groups, [], left_out)
+        response = await self._caller.attempt(
+            lambda router: router.wallet.TransferGroupBatch, request, timeout_s
+        )
+        return group_results_from_messages(groups, response.results, left_out)
+
     async def _ask_specs(
         self, specs: Sequence[AccountSpec], timeout_s: float
     ) -> list[OpenAccountResult]:
@@ -393,10 +458,10 @@ class AsyncClient(Closing):
         return open_results_from_messages(specs, response.results, left_out)
 
 
-def _speaks_for_key(result: TransferResult) -> bool:
+def _speaks_for_key(result: TransferResult | GroupResult) -> bool:
     return result.refusal is None or result.refusal.retry_class in _SPEAKS_FOR_KEY
 
 
-def _check_length(field: str, items: Sequence[object]) -> None:
-    if len(items) > BATCH_ITEMS_MAX:
-        raise invalid_argument(field, f"{len(items)} items; a call has at most {BATCH_ITEMS_MAX}")
+def _check_length(field: str, items: Sequence[object], most: int = BATCH_ITEMS_MAX) -> None:
+    if len(items) > most:
+        raise invalid_argument(field, f"{len(items)} items; a call has at most {most}")

@@ -138,6 +138,8 @@ class FaultCode(IntEnum):
     NOT_FOUND = 8
     OUT_OF_RANGE = 9
     INTERNAL = 10
+    UNAUTHENTICATED = 11
+    ALREADY_EXISTS = 12
 
 
 class EntryOrder(IntEnum):
@@ -158,3 +160,25 @@ class EntryDirection(IntEnum):
     """The account was paid."""
     OUTGOING = 2
     """The account paid."""
+
+
+class TransactionState(IntEnum):
+    """Where a transaction stands on a shard."""
+
+    UNSPECIFIED = 0
+    """A state that this version of the SDK does not know."""
+    PREPARED = 1
+    """This participant has reserved what it needs and waits for the decision."""
+    COMMITTED = 2
+    """This home has decided to commit; some participant may not have posted yet."""
+
+
+class TransactionFate(IntEnum):
+    """How a transaction ended."""
+
+    UNSPECIFIED = 0
+    """A fate that this version of the SDK does not know."""
+    COMMITTED = 1
+    """It happened, and every participant has posted it."""
+    ABORTED = 2
+    """It did not happen."""

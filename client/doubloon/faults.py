@@ -6,6 +6,7 @@ fault is anything else that went wrong, and its class says whether you know what
     DoubloonError
     ├── Refused                   a business "no"; only by raise_for_refusal()
     │   ├── TransferRefused           has .result, a TransferResult
+    │   ├── GroupRefused              has .result, a GroupResult
     │   └── AccountRefused            has .result, an OpenAccountResult
     ├── ClientClosed              the client was closed before the call
     └── FaultError                has .fault (code, field, index, message) and .transfer_id
@@ -76,8 +77,8 @@ class FaultError(DoubloonError):
 
     Attributes:
         fault: what went wrong.
-        transfer_id: the id of the single transfer that failed, 16 bytes, with which to ask again
-            or to look it up; b"" when the call was not about one transfer.
+        transfer_id: the id of the single transfer (or group) that failed, 16 bytes, with which to
+            ask again or to look it up; b"" when the call was not about one.
     """
 
     def __init__(self, fault: Fault, transfer_id: bytes = b"") -> None:
@@ -163,12 +164,10 @@ _INDEFINITE: Final[dict[grpc.StatusCode, type[FaultError]]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.INTERNAL: InternalFault,
 }
-# Statuses that the contract has no code for: gRPC makes some by itself, or they refine a code.
+# Statuses that the contract has no code for: gRPC makes them by itself.
 _CODE_OF_OTHER_STATUS: Final = {
     grpc.StatusCode.CANCELLED: FaultCode.UNAVAILABLE,
     grpc.StatusCode.ABORTED: FaultCode.UNAVAILABLE,
-    grpc.StatusCode.ALREADY_EXISTS: FaultCode.FAILED_PRECONDITION,
-    grpc.StatusCode.UNAUTHENTICATED: FaultCode.PERMISSION_DENIED,
 }
 
 

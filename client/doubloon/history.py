@@ -23,7 +23,7 @@ class Entry:
     counterparty: int
     """The other account."""
     transfer_id: bytes
-    """16 bytes; the transfer's name is (the paying account, this)."""
+    """16 bytes, of the transfer or its group: its name is (`key_account_id`, this)."""
     type: TransferType
     """What the transfer was for."""
     reference: int
@@ -38,6 +38,12 @@ class Entry:
     """The time its import brought, microseconds; 0 = not imported."""
     record: RecordName
     """Where it is recorded."""
+    key_account_id: int
+    """The account in the transfer's name: the paying account, or its group's first source."""
+    group_index: int
+    """Which transfer of its group it is, from 0; 0 when it is not of a group."""
+    group_size: int
+    """How many transfers its group has; 0 when it is not of a group."""
 
     @property
     def time(self) -> datetime | None:

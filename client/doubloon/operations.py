@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from doubloon.accounts import Account
+from doubloon.enums import TransactionState
 from doubloon.times import as_datetime
 
 
@@ -36,7 +37,7 @@ class MemberStatus:
     """A process that is registered as a member of the cluster."""
 
     role: str
-    """`shard`, `router` or `coordinator`."""
+    """`shard_node`, `router` or `coordinator`."""
     id: str
     """Unique within its role."""
     address: str
@@ -96,6 +97,12 @@ class ShardStatus:
     """The clock of the shard, microseconds."""
     space_exhausted: bool
     """True when the node refuses new transfers for lack of space."""
+    transactions_prepared: int
+    """Transactions prepared here and not decided, as far as this shard knows."""
+    transactions_unfinished: int
+    """Transactions decided here that some participant may not have posted."""
+    oldest_transaction_us: int
+    """When the oldest of both began, microseconds; 0 = there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,7 @@ class ProcessHealth:
     """How the answering process itself is doing."""
 
     role: str
-    """`router`, `shard` or `coordinator`."""
+    """`router`, `shard_node` or `coordinator`."""
     id: str
     """Unique within its role."""
     version: str
@@ -165,6 +172,8 @@ class ShardBooks:
     """The sum of all balances below 0, minor units; may pass 64 bits."""
     balanced: bool
     """Whether both and the shard's clearing positions sum to 0."""
+    clearing_minor: int
+    """The sum of the shard's clearing positions with all others, minor units; may pass 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +184,77 @@ class ConservationReport:
     """Ordered by shard and currency number."""
     balanced: bool
     """True when all of them balance."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPairAudit:
+    """What two shards owe each other in one currency, at the audit's instant."""
+
+    shard_id: int
+    """The lower shard."""
+    peer_shard_id: int
+    """The higher shard."""
+    currency: str
+    """The currency's code."""
+    position_minor: int
+    """What the second owes the first by the first's books, minor units; may pass 64 bits."""
+    peer_position_minor: int
+    """What the first owes the second by the second's books, minor units; may pass 64 bits."""
+    unposted_minor: int
+    """Of these sums, what was decided by then and not posted yet, minor units."""
+    balanced: bool
+    """Whether the two cancel."""
+    differing_transaction_ids: tuple[bytes, ...]
+    """When they do not: the transactions that only one of the two has; at most 100."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """Whether the shards' books agree with each other: promise 1 between shards."""
+
+    as_of_us: int
+    """The logical time, microseconds."""
+    pairs: tuple[ShardPairAudit, ...]
+    """Every pair with a position, ordered by shards and currency."""
+    in_doubt: int
+    """Transactions that were prepared somewhere and not decided by then."""
+    balanced: bool
+    """True when every pair cancels."""
+
+    @property
+    def as_of(self) -> datetime | None:
+        """`as_of_us` as an aware datetime."""
+        return as_datetime(self.as_of_us)
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionInfo:
+    """A transaction in doubt, or decided and not finished, as one shard sees it."""
+
+    transaction_id: bytes
+    """16 random bytes."""
+    state: TransactionState
+    """Where it stands on this shard."""
+    shard_id: int
+    """The shard that sees it so."""
+    home_shard_id: int
+    """The shard whose log holds the decision."""
+    participant_shard_ids: tuple[int, ...]
+    """The other shards."""
+    deadline_us: int
+    """When it is given up if undecided, microseconds."""
+    since_us: int
+    """Since when it stands so here, microseconds."""
+    decided_us: int
+    """When it was decided, microseconds; 0 = not known here."""
+    transfer_id: bytes
+    """The id of its transfer or group."""
+    key_account_id: int
+    """The first source account of its key."""
+    size: int
+    """How many transfers it has."""
+
+    @property
+    def since(self) -> datetime | None:
+        """`since_us` as an aware datetime."""
+        return as_datetime(self.since_us)

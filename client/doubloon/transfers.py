@@ -132,17 +132,8 @@ class RecordedTransfer:
     """A transfer that is on record, found by its name."""
 
     transfer: Transfer
-    """As it was asked for."""
+    """As it was asked for. Of a group: its first, with the group's id."""
     result: TransferResult
     """COMPLETED, or REFUSED with a reason that is recorded; `repeat` is true."""
-    destination_balance_after_minor: int
-    """The destination's balance right after it, minor units; 0 when refused."""
-    destination_time_us: int
-    """When it was posted at the destination, microseconds; 0 when refused."""
     record: RecordName
     """Where it is recorded."""
-
-    @property
-    def destination_time(self) -> datetime | None:
-        """`destination_time_us` as an aware datetime; None when refused."""
-        return as_datetime(self.destination_time_us)

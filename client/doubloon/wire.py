@@ -5,10 +5,18 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from doubloon.accounts import Account, Balance, Balances
-from doubloon.enums import AccountKind, AccountStatus, EntryDirection, TransferType, member
+from doubloon.enums import (
+    AccountKind,
+    AccountStatus,
+    EntryDirection,
+    TransactionState,
+    TransferType,
+    member,
+)
 from doubloon.faults import invalid_argument
 from doubloon.history import BalanceSeries, Entry, EntryPage, Flows, FlowsWindow, HourPoint
 from doubloon.operations import (
+    AuditReport,
     ClusterStatus,
     ConservationReport,
     Currency,
@@ -16,10 +24,17 @@ from doubloon.operations import (
     MemberStatus,
     ProcessHealth,
     ShardBooks,
+    ShardPairAudit,
     ShardStatus,
+    TransactionInfo,
 )
 from doubloon.transfers import RecordName
-from doubloon.v1 import admin_service_pb2, types_pb2, wallet_service_pb2
+from doubloon.v1 import (
+    admin_service_pb2,
+    coordinator_service_pb2,
+    types_pb2,
+    wallet_service_pb2,
+)
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -75,6 +90,9 @@ def _entry(message: wallet_service_pb2.Entry) -> Entry:
         decided_time_us=message.decided_time_us,
         import_time_us=message.import_time_us,
         record=RecordName(message.record.log_id, message.record.sequence),
+        key_account_id=message.key_account_id,
+        group_index=message.group_index,
+        group_size=message.group_size,
     )
 
 
@@ -156,6 +174,9 @@ def _shard_status(message: admin_service_pb2.ShardStatus) -> ShardStatus:
         longest_turn_us=message.longest_turn_us,
         clock_us=message.clock_us,
         space_exhausted=message.space_exhausted,
+        transactions_prepared=message.transactions_prepared,
+        transactions_unfinished=message.transactions_unfinished,
+        oldest_transaction_us=message.oldest_transaction_us,
     )
 
 
@@ -183,10 +204,50 @@ def conservation(message: admin_service_pb2.CheckConservationResponse) -> Conser
                 positive_minor=int(each.positive_minor or 0),
                 negative_minor=int(each.negative_minor or 0),
                 balanced=each.balanced,
+                clearing_minor=int(each.clearing_minor or 0),
             )
             for each in message.books
         ),
         balanced=message.balanced,
+    )
+
+
+def audit(message: admin_service_pb2.AuditResponse) -> AuditReport:
+    """Read an audit; its sums are decimal numbers on the wire, since they may pass 64 bits."""
+    return AuditReport(
+        as_of_us=message.as_of_us,
+        pairs=tuple(
+            ShardPairAudit(
+                shard_id=each.shard_id,
+                peer_shard_id=each.peer_shard_id,
+                currency=each.currency,
+                position_minor=int(each.position_minor or 0),
+                peer_position_minor=int(each.peer_position_minor or 0),
+                unposted_minor=int(each.unposted_minor or 0),
+                balanced=each.balanced,
+                differing_transaction_ids=tuple(each.differing_transaction_ids),
+            )
+            for each in message.pairs
+        ),
+        in_doubt=message.in_doubt,
+        balanced=message.balanced,
+    )
+
+
+def transaction(message: coordinator_service_pb2.TransactionInfo) -> TransactionInfo:
+    """Read how one shard sees a transaction."""
+    return TransactionInfo(
+        transaction_id=message.transaction_id,
+        state=member(TransactionState, message.state),
+        shard_id=message.shard_id,
+        home_shard_id=message.home_shard_id,
+        participant_shard_ids=tuple(message.participant_shard_ids),
+        deadline_us=message.deadline_us,
+        since_us=message.since_us,
+        decided_us=message.decided_us,
+        transfer_id=message.transfer_id,
+        key_account_id=message.key_account_id,
+        size=message.size,
     )
 
 

@@ -35,7 +35,7 @@ _COMPLETED: Final = TransferStatus.COMPLETED
 _COMPLETED_ON_WIRE: Final = types_pb2.TRANSFER_STATUS_COMPLETED
 
 # Where each field of ours goes on the wire, for naming the one that does not fit.
-_TRANSFER_FIELDS: Final = {
+TRANSFER_FIELDS: Final = {
     "transfer_id": "transfer_id",
     "source": "source_account_id",
     "destination": "destination_account_id",
@@ -70,7 +70,7 @@ def add_transfers(
     messages: Repeated[types_pb2.Transfer], transfers: Iterable[Transfer]
 ) -> dict[int, Fault]:
     """Append the transfers; return, by place, what does not fit a message and was left out."""
-    return _add(messages, transfers, _fill_transfer, _TRANSFER_FIELDS, "transfers")
+    return _add(messages, transfers, fill_transfer, TRANSFER_FIELDS, "transfers")
 
 
 def add_specs(
@@ -93,7 +93,7 @@ def results_from_messages(
     if len(messages) != len(transfers) - len(left_out):
         raise contract_broken(f"{len(messages)} results")
     if left_out:
-        return _with_left_out(transfers, messages, left_out, result_from_message, faulted_transfer)
+        return with_left_out(transfers, messages, left_out, result_from_message, faulted_transfer)
     results: list[TransferResult] = []
     append = results.append
     for transfer, message in zip(transfers, messages, strict=True):
@@ -124,7 +124,7 @@ def result_from_message(transfer: Transfer, message: types_pb2.TransferResult) -
         message.time_us,
         message.source_balance_after_minor,
         message.repeat,
-        _refusal_from_message(message.refusal) if refused else None,
+        refusal_from_message(message.refusal) if refused else None,
         fault_from_message(message.fault) if faulted else None,
     )
 
@@ -142,7 +142,7 @@ def open_results_from_messages(
     """As `results_from_messages`, for accounts."""
     if len(messages) != len(specs) - len(left_out):
         raise contract_broken(f"{len(messages)} results")
-    return _with_left_out(specs, messages, left_out, _open_result_from_message, faulted_account)
+    return with_left_out(specs, messages, left_out, _open_result_from_message, faulted_account)
 
 
 def faulted_account(spec: AccountSpec, fault: Fault) -> OpenAccountResult:
@@ -167,8 +167,6 @@ def recorded_from_message(message: wallet_service_pb2.GetTransferResponse) -> Re
     return RecordedTransfer(
         transfer,
         result_from_message(transfer, message.result),
-        message.destination_balance_after_minor,
-        message.destination_time_us,
         RecordName(message.record.log_id, message.record.sequence),
     )
 
@@ -179,7 +177,12 @@ def contract_broken(what: str) -> InternalFault:
     return InternalFault(Fault(FaultCode.INTERNAL, message, indefinite=True))
 
 
-def _fill_transfer(message: types_pb2.Transfer, transfer: Transfer) -> None:
+def fill_transfer(message: types_pb2.Transfer, transfer: Transfer) -> None:
+    """Set a message's fields.
+
+    Raises:
+        TypeError, ValueError: one does not fit; see `misfit`.
+    """
     message.transfer_id = transfer.transfer_id
     message.source_account_id = transfer.source
     message.destination_account_id = transfer.destination
@@ -216,12 +219,12 @@ def _add(
             fill(message, item)
         except (TypeError, ValueError) as error:
             del messages[-1]
-            field = _misfit(type(message)(), item, fields)
+            field = misfit(type(message)(), item, fields)
             left_out[place] = Fault(FaultCode.INVALID_ARGUMENT, str(error), f"{path}.{field}")
     return left_out
 
 
-def _misfit(message: Message, item: object, fields: dict[str, str]) -> str:
+def misfit(message: Message, item: object, fields: dict[str, str]) -> str:
     """Return the wire's name of the first field that its message does not take; "" when none."""
     for ours, wires in fields.items():
         try:
@@ -231,13 +234,14 @@ def _misfit(message: Message, item: object, fields: dict[str, str]) -> str:
     return ""
 
 
-def _with_left_out(
+def with_left_out(
     items: Sequence[ItemT],
     messages: Sequence[MessageT],
     left_out: dict[int, Fault],
     read: Callable[[ItemT, MessageT], ResultT],
     faulted: Callable[[ItemT, Fault], ResultT],
 ) -> list[ResultT]:
+    """Read the results of what was sent, in order; what was left out gets its fault."""
     sent = iter(messages)
     return [
         faulted(item, left_out[place]) if place in left_out else read(item, next(sent))
@@ -245,7 +249,8 @@ def _with_left_out(
     ]
 
 
-def _refusal_from_message(message: types_pb2.Refusal) -> Refusal:
+def refusal_from_message(message: types_pb2.Refusal) -> Refusal:
+    """Read why something was refused."""
     return Refusal(
         member(RefusalReason, message.reason),
         member(RetryClass, message.retry_class),

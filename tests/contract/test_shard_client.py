@@ -11,12 +11,17 @@ import pytest
 
 from cluster import rpc
 from cluster.rpc import Fault
+from cluster.shard_client import (
+    EXECUTE_TRANSFERS,
+    GET_ACCOUNT,
+    GET_TRANSFER,
+    GrpcShardClient,
+    ShardClient,
+)
 from cluster.topology import Topology
 from doubloon.v1 import shard_service_pb2 as shard
 from doubloon.v1 import shard_service_pb2_grpc
 from doubloon.v1 import wallet_service_pb2 as wallet
-from router.shard_channel import GrpcShardClient
-from router.shards import EXECUTE_TRANSFERS, GET_ACCOUNT, GET_TRANSFER, ShardClient
 from tests.support import free_port
 from tests.support.shard_nodes import MemoryShardClient, MemoryShardNode
 

@@ -361,7 +361,7 @@ async def replay_until_killed(
 
     tally = Tally()
     impatient = RetryPolicy(attempts_max=1)
-    async with AsyncClient(live.processes.routers, timeout_s=0.5, retry=impatient) as client:
+    async with AsyncClient(live.processes.routers, timeout_s=2.0, retry=impatient) as client:
         await play(send, ordered_batches(rows), tally)
     assert tally.stopped, "the killed node was missed"
     assert kill_after <= tally.sent < ROWS

@@ -1,15 +1,17 @@
 """A real cluster of processes for a test, with clients, accounts and currency in place."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.topology import Topology
-from doubloon import AccountKind, AccountSpec, AsyncAdminClient, AsyncClient
+from doubloon import AccountKind, AccountSpec, AsyncAdminClient, AsyncClient, ClusterStatus
 from scripts.local_cluster import LocalCluster
+from tests.support import POLL_S
 
 GOLD = "GOLD"
 TREASURY_FLOOR_MINOR = -(10**15)  # a treasury of a test never runs dry
@@ -35,6 +37,7 @@ async def live_cluster(
     routers: int = 1,
     allow_imports: bool = False,
     shard_options: Sequence[str] = (),
+    router_options: Sequence[str] = (),
     timeout_s: float = PATIENT_S,
 ) -> AsyncIterator[LiveCluster]:
     """Start a cluster and end it whatever happens."""
@@ -44,6 +47,7 @@ async def live_cluster(
         routers=routers,
         allow_imports=allow_imports,
         shard_options=shard_options,
+        router_options=router_options,
     )
     async with (
         processes,
@@ -87,6 +91,19 @@ async def settle_town(live: LiveCluster, players_per_shard: int, first: int = 1)
     opened = await live.wallet.open_accounts(specs)
     assert all(result.opened for result in opened)
     return Town(treasuries, players)
+
+
+async def until_status(
+    live: LiveCluster, holds: Callable[[ClusterStatus], bool], what: str, timeout_s: float = 30.0
+) -> ClusterStatus:
+    """Ask a router for the cluster's status until it is so, and return it."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not holds(status := await live.admin.cluster_status()):  # noqa: ASYNC110 - no event reaches us from another process
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout_s:g} s: {what}") from None
+    return status
 
 
 def log_events(log: Path) -> list[dict[str, Any]]:

@@ -5,13 +5,12 @@ commands, sealing, syncing, a checkpoint's beginning, slices, commit and release
 the ledger and the queries read on their way is counted.
 """
 
+import struct
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.clock import HybridClock, ManualClock
-from cluster.packed import BODY, RESULT
 from shard_node.books import Account, Period
 from shard_node.checkpointer import LocalStateWriter
 from shard_node.engine import Limits
@@ -20,7 +19,7 @@ from shard_node.log import Log, MemoryLog
 from shard_node.queries import AccountHistory
 from shard_node.records import LogIdentity, cluster_id_of
 from shard_node.startup import checkpoint_now, recover
-from shard_node.state import Checkpoint, MemoryState, StateReader
+from shard_node.state import TABLES, Checkpoint, MemoryState, StateReader
 from shard_node.store import Store
 from tests.support.naive_ledger import PLAYER, SYSTEM, Ask, Result
 
@@ -35,7 +34,12 @@ BANK = 1
 # 2023-11-14 22:00 UTC: the beginning of an hour, far from any edge of the number's range.
 START_US = 1_699_999_200_000_000
 
-Tables = tuple[dict[bytes, bytes], dict[bytes, bytes], dict[bytes, int]]
+# A plain transfer and its result as `cluster.packed` describes them, spelled here once more.
+BODY = struct.Struct("<16s2Qq2Q2HB3x")
+RESULT = struct.Struct("<4B4x2q")
+
+Tables = dict[str, dict[bytes, object]]
+"""Rows by table, as a state keeps them."""
 
 
 @dataclass
@@ -46,59 +50,38 @@ class Reads:
     rows: int = 0
     entries: int = 0
 
+    def forget(self) -> None:
+        """Begins to count anew."""
+        self.seeks = self.rows = self.entries = 0
 
-class CountingState:
-    """A `StateReader` that counts the periods that are asked of another."""
 
-    def __init__(self, state: MemoryState, reads: Reads) -> None:
-        self.inner = state
+class CountingState(MemoryState):
+    """A state that counts the look-ups of periods and the rows that they give."""
+
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
         self._reads = reads
-
-    @property
-    def checkpoint(self) -> Checkpoint | None:
-        return self.inner.checkpoint
-
-    def refresh(self) -> None:
-        self.inner.refresh()
-
-    def load_account(self, account_id: int) -> Account | None:
-        return self.inner.load_account(account_id)
-
-    def find_keys(self, keys: list[bytes]) -> dict[bytes, int]:
-        return self.inner.find_keys(keys)
 
     def period_before(
         self, account_id: int, currency: int, time_us: int, sequence: int
     ) -> Period | None:
         self._reads.seeks += 1
         self._reads.rows += 1
-        return self.inner.period_before(account_id, currency, time_us, sequence)
+        return super().period_before(account_id, currency, time_us, sequence)
 
     def periods(
         self, account_id: int, currency: int, time_us: int, sequence: int, count: int
     ) -> list[Period]:
-        found = self.inner.periods(account_id, currency, time_us, sequence, count)
+        found = super().periods(account_id, currency, time_us, sequence, count)
         self._reads.seeks += 1
         self._reads.rows += len(found)
         return found
-
-    def account_ids(self, after: int, count: int) -> list[int]:
-        return self.inner.account_ids(after, count)
-
-    def snapshot(self) -> AbstractContextManager[StateReader]:
-        return self.inner.snapshot()
-
-    def used_bytes(self) -> int:
-        return self.inner.used_bytes()
-
-    def close(self) -> None:
-        self.inner.close()
 
 
 class CountingStore(Store):
     """A `Store` that counts the entries read from it."""
 
-    def __init__(self, state: CountingState, log: Log, reads: Reads) -> None:
+    def __init__(self, state: StateReader, log: Log, reads: Reads) -> None:
         super().__init__(state, log)
         self._reads = reads
 
@@ -117,15 +100,15 @@ class Rig:
     Attributes:
         log, state: survive a crash.
         store, ledger: do not.
-        reads: what was read since the test last reset it.
+        reads: what was read since the test last made it forget.
     """
 
     def __init__(self, accounts_max: int = 1_000, start_us: int = START_US) -> None:
         self.wall = ManualClock(start_us)
         self.clock = HybridClock(self.wall)
         self.log = MemoryLog(IDENTITY, EPOCH)
-        self.state = MemoryState()
         self.reads = Reads()
+        self.state = CountingState(self.reads)
         self._accounts_max = accounts_max
         self._writer = LocalStateWriter(self.state, self.log)
         self.draft: Draft | None = None
@@ -212,7 +195,7 @@ class Rig:
 
     def recover(self) -> None:
         """Builds memory from log and state, as a start does."""
-        self.store = CountingStore(CountingState(self.state, self.reads), self.log, self.reads)
+        self.store = CountingStore(self.state, self.log, self.reads)
         limits = Limits(accounts_max=self._accounts_max)
         self.ledger, _ = recover(IDENTITY, self.store, limits, self._writer)
 
@@ -237,6 +220,7 @@ class Rig:
             pass
         self.sync()
         draft = self.draft
+        self._writer.add_crossing(draft.transactions, draft.clearing)
         name = Checkpoint.of(IDENTITY, self.log, draft.first_sequence, draft.sequence)
         self._writer.write(name)
         self.ledger.memory.end_checkpoint()
@@ -287,22 +271,24 @@ def transfer_id(number: int) -> bytes:
 
 def tables(state: MemoryState) -> Tables:
     """All that a state has of the ledger, byte for byte."""
-    return state._accounts, state._periods, state._keys
+    return {table: vars(state)[f"_{table}"] for table in TABLES}
 
 
-def fold_of(log: MemoryLog, checkpoints: Iterable[int] = ()) -> Tables:
-    """The state that a log amounts to, taken anew: one checkpoint at its end, and any before.
+def fold_of(log: MemoryLog, sequence: int = 0, checkpoints: Iterable[int] = ()) -> Tables:
+    """The state that a log amounts to, taken anew by one checkpoint at its end.
 
     Args:
-        log: all of its blocks are replayed.
+        log: its blocks are replayed.
+        sequence: up to this record, the last of a block; 0 = all.
         checkpoints: the numbers of blocks behind which a checkpoint is taken as well.
     """
-    state, stops = MemoryState(), set(checkpoints)
-    part = MemoryLog(IDENTITY, EPOCH)
+    state, part, stops = MemoryState(), MemoryLog(IDENTITY, EPOCH), set(checkpoints)
     store = Store(state, part)
     writer = LocalStateWriter(state, part)
     ledger, _ = recover(IDENTITY, store, Limits(), writer)
-    blocks = list(log.blocks(1))
+    blocks = [
+        each for each in log.blocks(1) if not sequence or each.draft.last_sequence <= sequence
+    ]
     for block in blocks:
         part.append([block.draft])
         ledger.replay(block.draft)

@@ -123,33 +123,36 @@ class NaiveLedger:
 
     def transfer(self, ask: Ask, stamp_us: int) -> Result:
         """Decides a transfer at a time."""
-        reasons = set(self._reasons(ask, stamp_us))
-        first = min(reasons, default=None)
+        source_minor = self.balance(ask.source, ask.currency)
+        destination_minor = self.balance(ask.destination, ask.currency)
+        first = min(self._reasons(ask, stamp_us, source_minor, destination_minor), default=None)
         if ask.key in self.outcomes and (first is None or first >= RefusalReason.KEY_REUSED):
             recorded, outcome = self.outcomes[ask.key]
             differing = first_difference(recorded, ask)
             if differing:
                 return Result(REFUSED, RefusalReason.KEY_REUSED, differing)
             return outcome._replace(repeat=1)
-        balance_minor = self.balance(ask.source, ask.currency)
         if first is not None:
             result = Result(REFUSED, first)
             if retry_class(first) is RetryClass.NEW_KEY:
-                result = result._replace(time_us=stamp_us, balance_minor=balance_minor)
+                result = result._replace(time_us=stamp_us, balance_minor=source_minor)
                 self.sequence += 1
                 self.outcomes[ask.key] = ask, result
             return result
         self.sequence += 1
         source_us = self._posting_time_us(ask.source, ask, stamp_us)
         destination_us = self._posting_time_us(ask.destination, ask, stamp_us)
-        self._post(ask.source, -ask.amount_minor, source_us, ask)
-        self._post(ask.destination, ask.amount_minor, destination_us, ask)
-        after = balance_minor - ask.amount_minor
-        result = Result(COMPLETED, time_us=source_us, balance_minor=after)
+        source_minor -= ask.amount_minor
+        destination_minor += ask.amount_minor
+        self._post(ask.source, -ask.amount_minor, source_minor, source_us, ask)
+        self._post(ask.destination, ask.amount_minor, destination_minor, destination_us, ask)
+        result = Result(COMPLETED, time_us=source_us, balance_minor=source_minor)
         self.outcomes[ask.key] = ask, result
         return result
 
-    def _reasons(self, ask: Ask, stamp_us: int) -> Iterator[RefusalReason]:
+    def _reasons(
+        self, ask: Ask, stamp_us: int, source_minor: int, destination_minor: int
+    ) -> Iterator[RefusalReason]:
         """Everything that speaks against a transfer, in no order that matters."""
         source, destination = (self.accounts.get(each) for each in (ask.source, ask.destination))
         if ask.amount_minor <= 0:
@@ -175,13 +178,9 @@ class NaiveLedger:
             for each in (ask.source, ask.destination)
         ):
             yield RefusalReason.IMPORT_TOO_OLD
-        if source and self.balance(ask.source, ask.currency) - ask.amount_minor < (
-            source.floor_minor
-        ):
+        if source and source_minor - ask.amount_minor < source.floor_minor:
             yield RefusalReason.INSUFFICIENT_FUNDS
-        if destination and self.balance(ask.destination, ask.currency) + ask.amount_minor > (
-            destination.cap_minor
-        ):
+        if destination and destination_minor + ask.amount_minor > destination.cap_minor:
             yield RefusalReason.BALANCE_CAP_EXCEEDED
 
     def _posting_time_us(self, account_id: int, ask: Ask, stamp_us: int) -> int:
@@ -191,11 +190,11 @@ class NaiveLedger:
         latest_us = max((each.time_us for each in self.entries_of(account_id)), default=0)
         return max(ask.import_time_us, latest_us)
 
-    def _post(self, account_id: int, amount_minor: int, time_us: int, ask: Ask) -> None:
-        after = self.balance(account_id, ask.currency) + amount_minor
-        self.entries.append(
-            Entry(time_us, self.sequence, account_id, ask.currency, amount_minor, after, ask)
-        )
+    def _post(
+        self, account_id: int, amount_minor: int, balance_minor: int, time_us: int, ask: Ask
+    ) -> None:
+        leg = (account_id, ask.currency, amount_minor, balance_minor, ask)
+        self.entries.append(Entry(time_us, self.sequence, *leg))
 
     # --- answers --------------------------------------------------------------------------------
 

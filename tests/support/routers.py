@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.shard_pool import ShardPool
 from cluster.topology import Topology
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
 from router.admin import AdminServicer, ProcessFacts
 from router.lanes import CALLS_IN_FLIGHT_MAX, QUEUED_TRANSFERS_MAX, Lanes
 from router.service import STREAM_WINDOW, Deadlines, WalletServicer
-from router.shards import ShardPool
 from router.transfers import IN_FLIGHT_MAX, Admission, TransferExecutor
 from tests.support.shard_nodes import MemoryCluster, MemoryShardNode
 

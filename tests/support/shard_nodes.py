@@ -14,13 +14,13 @@ import grpc
 from cluster.membership import SHARD_NODE_ROLE, Member, MemoryMembership, MemoryStore
 from cluster.packed import BODY, BODY_BYTES, KEY_BYTES, RESULT, DifferingField
 from cluster.refusals import RefusalReason
-from cluster.rpc import Fault
+from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY, Fault
+from cluster.shard_client import Method, Q, R
 from cluster.topology import Topology
 from doubloon.v1 import admin_service_pb2 as admin
 from doubloon.v1 import shard_service_pb2 as shard
 from doubloon.v1 import shard_service_pb2_grpc, types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
-from router.shards import SHARD_KEY, TOPOLOGY_VERSION_KEY, Method, Q, R
 
 COMPLETED = types_pb2.TRANSFER_STATUS_COMPLETED
 REFUSED = types_pb2.TRANSFER_STATUS_REFUSED

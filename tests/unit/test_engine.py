@@ -14,7 +14,8 @@ from shard_node.errors import (
     StoppingError,
     TransferNotFoundError,
 )
-from shard_node.ledger import COMPLETED, STATUS_FROZEN
+from shard_node.ledger import COMPLETED
+from shard_node.legs import STATUS_FROZEN
 from shard_node.records import BLOCK_BYTES_MAX
 from tests.support.engines import Result, bodies_of, body, results_of, running, settle
 

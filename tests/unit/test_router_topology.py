@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from cluster.shard_pool import REFRESH_WAIT_S
 from cluster.topology import SLOTS, Topology
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
-from router.shards import REFRESH_WAIT_S
 from tests.support.routers import (
     TOPOLOGY,
     Call,

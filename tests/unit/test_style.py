@@ -123,9 +123,15 @@ def test_the_text_speaks_of_the_project_alone() -> None:
 def test_no_dead_code() -> None:
     """Whatever is defined is used, if only by a test. Fields and constants may document."""
     search = vulture.Vulture(
-        # Called by gRPC, click and pytest, and by no name of ours.
-        ignore_names=[*_rpc_names(), "__*__", "intercept_service", "convert", "pytest_*", "test_*"],
-        ignore_decorators=["@pytest.*", "@*.command", "@*.group", "@click.*", "@overload"],
+        # Called by gRPC, click, pytest and hypothesis, and by no name of ours.
+        ignore_names=[
+            *(*_rpc_names(), "__*__", "intercept_service", "convert"),
+            *("pytest_*", "test_*", "teardown"),
+        ],
+        ignore_decorators=[
+            *("@pytest.*", "@*.command", "@*.group", "@click.*", "@overload"),
+            *("@initialize", "@invariant", "@precondition", "@rule"),
+        ],
     )
     search.scavenge([str(module.path) for module in modules().values()])
     kinds = {"class", "function", "import", "method", "property", "unreachable_code"}

@@ -127,7 +127,7 @@ class PrepareRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     CLOCK_US_FIELD_NUMBER: _builtins.int
     headers: _builtins.bytes
-    """One header of 64 bytes for each transaction, 1 … 8,192."""
+    """One header of 40 bytes for each transaction, 1 … 8,192."""
     members: _builtins.bytes
     """The members of 72 bytes each that touch this shard, in the order of the headers."""
     metadata: _builtins.bytes
@@ -188,7 +188,7 @@ class CommitHomeRequest(_message.Message):
     VOTES_FIELD_NUMBER: _builtins.int
     CLOCK_US_FIELD_NUMBER: _builtins.int
     headers: _builtins.bytes
-    """One header of 64 bytes for each transaction, 1 … 8,192."""
+    """One header of 40 bytes for each transaction, 1 … 8,192."""
     members: _builtins.bytes
     """All members of 72 bytes each, in the order of the headers."""
     metadata: _builtins.bytes
@@ -225,7 +225,7 @@ class CommitHomeResponse(_message.Message):
     ANSWERS_FIELD_NUMBER: _builtins.int
     CLOCK_US_FIELD_NUMBER: _builtins.int
     answers: _builtins.bytes
-    """One answer of 80 bytes for each transaction, in request order."""
+    """One answer of 48 bytes for each transaction, in request order."""
     clock_us: _builtins.int
     """This shard's clock, microseconds."""
     def __init__(

@@ -1,53 +1,58 @@
-"""The real `ShardClient`: a gRPC channel to one shard node.
+"""A gRPC channel to one process of the cluster, as its peers use it.
 
 A call is sent only over a connection that stands. That is what makes "could not be reached"
 certain: until the channel is ready nothing has left this process, and the fault is definite;
-whatever breaks later may have reached the node, and is not.
+whatever breaks later may have reached the peer, and is not.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
 from cluster.rpc import Fault, channel, fault_from_rpc_error
-from doubloon.v1 import shard_service_pb2_grpc
-from router.shards import SHARD_KEY, TOPOLOGY_VERSION_KEY, Method, Q, R
 
-_READY = grpc.ChannelConnectivity.READY
-_WAITING = frozenset({grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING})
-# What gRPC makes of a node that goes away in the middle of a call, beside UNAVAILABLE itself.
-_GONE = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED})
+_READY: Final = grpc.ChannelConnectivity.READY
+_WAITING: Final = frozenset({grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING})
+# What gRPC makes of a peer that goes away in the middle of a call, beside UNAVAILABLE itself.
+_GONE: Final = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED})
 
 
-class GrpcShardClient:
-    """A `ShardClient` for the shard node at an address (`host:port`)."""
+class PeerChannel:
+    """A channel to the process at an address (`host:port`).
 
-    def __init__(self, shard_id: int, address: str) -> None:
-        self._shard_id = shard_id
+    Args:
+        name: of the peer, for messages.
+        address: where it is.
+    """
+
+    def __init__(self, name: str, address: str) -> None:
+        self._name = name
         self._address = address
-        self._channel = channel(address)
-        self._stub = shard_service_pb2_grpc.ShardServiceStub(self._channel)
         self._closed = False
+        self.channel: Final = channel(address)
 
     async def call(
-        self, method: Method[Q, R], request: Q, topology_version: int, timeout_s: float
-    ) -> R:
-        """Ask the shard node once; see `ShardClient`."""
+        self, method: Any, request: Any, metadata: tuple[tuple[str, str], ...], timeout_s: float
+    ) -> Any:
+        """Make one unary call.
+
+        Args:
+            method: of a stub on `channel`; generated stubs differ in type from method to method.
+            request: its request.
+            metadata: of the call.
+            timeout_s: seconds from now, connecting included.
+
+        Raises:
+            Fault: what the peer answered; or UNAVAILABLE when it cannot be reached, definite while
+                nothing was sent; or DEADLINE_EXCEEDED, indefinite.
+        """
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         await self._connected(deadline_s)
-        ask: Any = getattr(self._stub, method.name)
-        call = ask(
-            request,
-            timeout=max(0.0, deadline_s - loop.time()),
-            metadata=(
-                (SHARD_KEY, str(self._shard_id)),
-                (TOPOLOGY_VERSION_KEY, str(topology_version)),
-            ),
-        )
+        timeout_s = max(0.0, deadline_s - loop.time())
         try:
-            response: R = await call
+            return await method(request, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             fault = fault_from_rpc_error(error)
             if fault.code in _GONE:
@@ -58,12 +63,11 @@ class GrpcShardClient:
             if not self._closed or _is_cancelling():
                 raise
             raise self._fault("the connection was given up", indefinite=True) from None
-        return response
 
     async def close(self, grace_s: float) -> None:
-        """Close the channel; see `ShardClient`."""
+        """Let calls in progress end by themselves for so long; then fail them, indefinite."""
         self._closed = True
-        await self._channel.close(grace_s)
+        await self.channel.close(grace_s)
 
     async def _connected(self, deadline_s: float) -> None:
         """Return once the connection stands; fail as soon as an attempt to connect has failed."""
@@ -72,19 +76,19 @@ class GrpcShardClient:
                 while True:
                     if self._closed:
                         raise self._fault("the connection was given up", indefinite=False)
-                    state = self._channel.get_state(try_to_connect=True)
+                    state = self.channel.get_state(try_to_connect=True)
                     if state is _READY:
                         return
                     if state not in _WAITING:
                         raise self._fault("no connection", indefinite=False)
-                    await self._channel.wait_for_state_change(state)
+                    await self.channel.wait_for_state_change(state)
         except TimeoutError:
             raise self._fault("no connection in time", indefinite=False) from None
 
     def _fault(self, what: str, *, indefinite: bool) -> Fault:
         return Fault(
             grpc.StatusCode.UNAVAILABLE,
-            f"shard {self._shard_id} at {self._address}: {what}",
+            f"{self._name} at {self._address}: {what}",
             indefinite=indefinite,
         )
 

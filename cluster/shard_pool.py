@@ -1,15 +1,15 @@
-"""How the router reaches shard nodes: the seam, and the pool that finds who serves a shard now.
+"""Who serves a shard now, and when to ask again: what routers and coordinators call shards through.
 
 The pool takes a shard's address from the membership view and keeps one client per shard. Whenever
 the view names another address or epoch for it, the client is replaced and the calls in progress on
 the old one are cut short, so a restarted shard node is found again without anybody's help, also
 when the old process merely hangs.
 
-Everything that a router asks of a shard is safe to ask again: transfers carry their ids, opening
-an account and changing its status are idempotent, the rest are questions. So one rule covers all:
-what failed as UNAVAILABLE is tried again with the same bytes until the caller's deadline, and
-between two tries the pool waits for the view to change rather than polls. Once any try may have
-reached the node, only an answer makes the call definite again.
+Everything that is asked of a shard is safe to ask again: transfers and transactions carry their
+ids, opening an account and changing its status are idempotent, the rest are questions. So one rule
+covers all: what failed as UNAVAILABLE is tried again with the same bytes until the caller's
+deadline, and between two tries the pool waits for the view to change rather than polls. Once any
+try may have reached the node, only an answer makes the call definite again.
 """
 
 import asyncio
@@ -17,23 +17,16 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final
 
 import grpc
 import structlog
-from google.protobuf.message import Message
 
 from cluster.membership import ClusterView, Membership, MembershipUnavailable
 from cluster.rpc import Fault
+from cluster.shard_client import EXECUTE_TRANSFERS, Method, Q, R, ShardClient
 from cluster.topology import Topology
-from doubloon.v1 import admin_service_pb2 as admin
 from doubloon.v1 import shard_service_pb2 as shard
-from doubloon.v1 import wallet_service_pb2 as wallet
-
-SHARD_KEY: Final = "doubloon-shard"
-"""Metadata of every ShardService call: the shard meant, decimal."""
-TOPOLOGY_VERSION_KEY: Final = "doubloon-topology-version"
-"""Metadata of every ShardService call: the caller's topology version, decimal."""
 
 # A node that restarts in place answers again within some tens of milliseconds; half a second
 # between tries costs the node nothing while it is away for longer.
@@ -47,69 +40,7 @@ NODE_BEHIND_WAIT_S: Final = 0.1
 # How long calls in progress on a replaced client may still end by themselves.
 REPLACED_GRACE_S: Final = 0.5
 
-Q = TypeVar("Q", bound=Message)
-R = TypeVar("R", bound=Message)
-
 _LOG = structlog.stdlib.get_logger("shards")
-
-
-@dataclass(frozen=True, slots=True)
-class Method(Generic[Q, R]):
-    """One method of ShardService, with the types of its request and response."""
-
-    name: str
-
-
-EXECUTE_TRANSFERS: Final[Method[shard.ExecuteTransfersRequest, shard.ExecuteTransfersResponse]] = (
-    Method("ExecuteTransfers")
-)
-OPEN_ACCOUNTS: Final[Method[wallet.OpenAccountsRequest, wallet.OpenAccountsResponse]] = Method(
-    "OpenAccounts"
-)
-GET_ACCOUNT: Final[Method[wallet.GetAccountRequest, wallet.GetAccountResponse]] = Method(
-    "GetAccount"
-)
-GET_BALANCES: Final[Method[wallet.GetBalancesRequest, wallet.GetBalancesResponse]] = Method(
-    "GetBalances"
-)
-GET_TRANSFER: Final[Method[wallet.GetTransferRequest, wallet.GetTransferResponse]] = Method(
-    "GetTransfer"
-)
-LIST_ENTRIES: Final[Method[wallet.ListEntriesRequest, wallet.ListEntriesResponse]] = Method(
-    "ListEntries"
-)
-GET_FLOWS: Final[Method[wallet.GetFlowsRequest, wallet.GetFlowsResponse]] = Method("GetFlows")
-GET_BALANCE_SERIES: Final[
-    Method[wallet.GetBalanceSeriesRequest, wallet.GetBalanceSeriesResponse]
-] = Method("GetBalanceSeries")
-CHANGE_ACCOUNT_STATUS: Final[
-    Method[admin.ChangeAccountStatusRequest, admin.ChangeAccountStatusResponse]
-] = Method("ChangeAccountStatus")
-CHECK_CONSERVATION: Final[
-    Method[admin.CheckConservationRequest, admin.CheckConservationResponse]
-] = Method("CheckConservation")
-GET_SHARD_STATUS: Final[Method[shard.GetShardStatusRequest, shard.GetShardStatusResponse]] = Method(
-    "GetShardStatus"
-)
-
-
-class ShardClient(Protocol):
-    """A way to one shard node. Calls may run concurrently."""
-
-    async def call(
-        self, method: Method[Q, R], request: Q, topology_version: int, timeout_s: float
-    ) -> R:
-        """Ask the shard node once.
-
-        Raises:
-            Fault: what the node answered; or UNAVAILABLE when it cannot be reached, definite while
-                nothing was sent; or DEADLINE_EXCEEDED past `timeout_s` seconds, indefinite.
-        """
-        ...
-
-    async def close(self, grace_s: float) -> None:
-        """Let calls in progress end by themselves for so long; then fail them, indefinite."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +102,7 @@ class ShardPool:
         """
         topology = self._membership.view.topology
         if topology is None:
-            raise Fault(
-                grpc.StatusCode.UNAVAILABLE, "this router knows no topology yet", indefinite=False
-            )
+            raise Fault(grpc.StatusCode.UNAVAILABLE, "no topology is known yet", indefinite=False)
         return topology
 
     async def follow(self) -> None:

@@ -1,0 +1,379 @@
+"""The handlers of `ShardService` that concern more than one transfer or more than one shard.
+
+Packed messages in, calls of the ledger's `participant` and `groups` in the middle, packed messages
+out; the engine makes what they record durable before anything is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from cluster.packed import (
+    BATCH_TRANSFERS_MAX,
+    BODY,
+    BODY_BYTES,
+    DECISION,
+    GROUP_SIZE_MAX,
+    GROUPS_MAX,
+    HEADER,
+    KEY_BYTES,
+    KEY_SOURCE,
+    MEMBER,
+    MEMBER_BODY,
+    METADATA_BYTES_MAX,
+    TRANSACTION_ID_BYTES,
+    VOTE,
+    Vote,
+)
+from cluster.rpc import Fault
+from doubloon.v1 import (
+    coordinator_service_pb2,
+    shard_service_pb2,
+    shard_service_pb2_grpc,
+)
+from shard_node.clearing import SECOND_US
+from shard_node.engine import RECORDS_PER_MEMBER
+from shard_node.errors import ShardNodeError
+from shard_node.faults import as_fault, bad_request
+from shard_node.legs import local_members
+from shard_node.log import first_sequence_since
+from shard_node.participant import Request
+from shard_node.records import GROUP_SIZE_AT, LEG, RecordKind, records_of
+from shard_node.transactions import Decided, Header, Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shard_node.currencies import Currencies
+    from shard_node.engine import Engine
+    from shard_node.legs import Member
+
+LIST_DEFAULT: Final = 1_000
+LIST_MAX: Final = 8_192
+"""Transactions in one listing: what a sweep can finish in a second."""
+
+CROSSINGS_MAX: Final = 100_000
+"""Legs in one listing, 6 MB: what explains a difference lies within a second."""
+
+AUDIT_AGE_MAX_US: Final = 60 * SECOND_US
+"""How long ago the time of an audit may be; positions are kept twice as long by the second."""
+
+Context = Any  # grpc.aio.ServicerContext, generic in what handlers do not use
+
+
+class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
+    """The handlers for groups, two-phase commit and clearing.
+
+    Args:
+        engine: the shard, running.
+        currencies: codes and numbers.
+    """
+
+    def __init__(self, engine: Engine, currencies: Currencies) -> None:
+        self._engine = engine
+        self._currencies = currencies
+
+    def _check_target(self, context: Context) -> None:
+        raise NotImplementedError
+
+    async def ExecuteGroups(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.ExecuteGroupsRequest, context: Context
+    ) -> shard_service_pb2.ExecuteGroupsResponse:
+        """Executes groups whose accounts are all here."""
+        self._check_target(context)
+        groups = _groups(request.bodies, request.metadata, self._engine.identity.shard_id)
+        try:
+            results = await self._engine.execute_groups(groups)
+        except ShardNodeError as error:
+            raise as_fault(error) from error
+        return shard_service_pb2.ExecuteGroupsResponse(results=results)
+
+    # --- two-phase commit -----------------------------------------------------------------------
+
+    async def Prepare(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.PrepareRequest, context: Context
+    ) -> shard_service_pb2.PrepareResponse:
+        """Votes."""
+        self._check_target(context)
+        self._engine.observe(request.clock_us)
+        requests = _requests(request.headers, request.members, request.metadata)
+        members = sum(each.header.members_count for each in requests)
+        room = self._engine.has_room(RECORDS_PER_MEMBER * members + len(requests))
+        prepare = self._engine.ledger.participant.prepare
+        calls = [partial(prepare, each, room=room) for each in requests]
+        records = [1 + each.header.members_count for each in requests]
+        votes = await self._finish(calls, records)
+        return shard_service_pb2.PrepareResponse(votes=votes, clock_us=self._engine.clock_us)
+
+    async def CommitHome(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.CommitHomeRequest, context: Context
+    ) -> shard_service_pb2.CommitHomeResponse:
+        """Decides."""
+        self._check_target(context)
+        self._engine.observe(request.clock_us)
+        requests = _requests(request.headers, request.members, request.metadata)
+        if len(request.votes) != VOTE.size * len(requests):
+            raise bad_request("votes", "must be one for each header")
+        votes = list(VOTE.iter_unpack(request.votes))
+        if any(vote[0] not in (Vote.YES, Vote.NO) for vote in votes):
+            raise bad_request("votes", "must be YES or NO")
+        commit = self._engine.ledger.participant.commit_home
+        calls = [partial(commit, *each) for each in zip(requests, votes, strict=True)]
+        records = [1 + RECORDS_PER_MEMBER * each.header.members_count for each in requests]
+        answers = await self._finish(calls, records)
+        return shard_service_pb2.CommitHomeResponse(answers=answers, clock_us=self._engine.clock_us)
+
+    async def CommitPrepared(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.CommitPreparedRequest, context: Context
+    ) -> shard_service_pb2.CommitPreparedResponse:
+        """Posts what was prepared."""
+        self._check_target(context)
+        self._engine.observe(request.clock_us)
+        decisions = _decisions(request.decisions, "decisions")
+        participant, table = self._engine.ledger.participant, self._engine.ledger.transactions
+        prepared = [table.prepared.get(transaction_id) for transaction_id, _ in decisions]
+        calls = [partial(participant.commit_prepared, *each) for each in decisions]
+        records = [1 + (len(each.legs) if each else 0) for each in prepared]
+        await self._finish(calls, records)
+        return shard_service_pb2.CommitPreparedResponse(clock_us=self._engine.clock_us)
+
+    async def AbortPrepared(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.AbortPreparedRequest, context: Context
+    ) -> shard_service_pb2.AbortPreparedResponse:
+        """Drops what was prepared."""
+        self._check_target(context)
+        decisions = _decisions(request.transactions, "transactions")
+        abort = self._engine.ledger.participant.abort
+        await self._finish([partial(abort, *each) for each in decisions], [1] * len(decisions))
+        return shard_service_pb2.AbortPreparedResponse()
+
+    async def Resolve(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.ResolveRequest, context: Context
+    ) -> shard_service_pb2.ResolveResponse:
+        """Tells what became of transactions."""
+        self._check_target(context)
+        decisions = _decisions(request.transactions, "transactions")
+        resolve = self._engine.ledger.participant.resolve
+        resolutions = await self._finish(
+            [partial(resolve, *each) for each in decisions], [1] * len(decisions)
+        )
+        return shard_service_pb2.ResolveResponse(
+            resolutions=resolutions, clock_us=self._engine.clock_us
+        )
+
+    async def Finish(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.FinishRequest, context: Context
+    ) -> shard_service_pb2.FinishResponse:
+        """Forgets decisions that are posted everywhere."""
+        self._check_target(context)
+        ids = request.transaction_ids
+        count, rest = divmod(len(ids), TRANSACTION_ID_BYTES)
+        if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+            raise bad_request("transaction_ids", f"must be 1 … {BATCH_TRANSFERS_MAX} of 16 bytes")
+        some = [ids[at : at + TRANSACTION_ID_BYTES] for at in range(0, len(ids), 16)]
+        finish = self._engine.ledger.participant.finish
+        # 16 bytes each in the heap, so a call of all of them is far smaller than it is counted.
+        await self._finish([partial(finish, some)], [1 + count // 16])
+        return shard_service_pb2.FinishResponse()
+
+    async def ListTransactions(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.ListTransactionsRequest, context: Context
+    ) -> shard_service_pb2.ListTransactionsResponse:
+        """Lists what is in doubt here."""
+        self._check_target(context)
+        if request.limit > LIST_MAX:
+            raise bad_request("limit", f"must be 1 … {LIST_MAX}, or 0 for {LIST_DEFAULT}")
+        await self._engine.committer.durable(self._engine.ledger.sequence)
+        table = self._engine.ledger.transactions
+        if only := request.transaction_id:
+            prepared = [table.prepared[only]] if only in table.prepared else []
+            decided = [table.decided[only]] if only in table.decided else []
+        else:
+            prepared, decided = list(table.prepared.values()), list(table.decided.values())
+        shard_id = self._engine.identity.shard_id
+        found = [_info(each, shard_id) for each in prepared]
+        found += [_info(each, shard_id) for each in decided]
+        if request.since_us:
+            found = [each for each in found if each.since_us <= request.since_us]
+        found.sort(key=lambda each: each.since_us)
+        return shard_service_pb2.ListTransactionsResponse(
+            transactions=found[: request.limit or LIST_DEFAULT]
+        )
+
+    # --- clearing -------------------------------------------------------------------------------
+
+    async def GetClearing(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.GetClearingRequest, context: Context
+    ) -> shard_service_pb2.GetClearingResponse:
+        """Tells the positions as of a logical time, and what is prepared."""
+        self._check_target(context)
+        if request.as_of_us <= 0 or request.as_of_us % SECOND_US:
+            raise bad_request("as_of_us", "must be a whole second")
+        try:
+            self._engine.settle_instant(request.as_of_us, "as_of_us")
+        except ShardNodeError as error:
+            raise as_fault(error) from error
+        ledger = self._engine.ledger
+        positions = ledger.clearing.at(request.as_of_us)
+        if positions is None or request.as_of_us < self._engine.clock_us - AUDIT_AGE_MAX_US:
+            raise Fault(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "that is too long ago, or before this node's latest start: ask for a later time",
+                "as_of_us",
+            )
+        prepared = list(ledger.transactions.prepared.values())
+        await self._engine.committer.durable(ledger.sequence)
+        legs = [(each, leg) for each in prepared for leg in each.legs]
+        shard_id = self._engine.identity.shard_id
+        crossing = [(each, leg) for each, leg in legs if leg.peer != shard_id]
+        codes = await self._currencies.codes(
+            {pair[1] for pair in positions} | {leg.currency for _, leg in crossing}
+        )
+        return shard_service_pb2.GetClearingResponse(
+            positions=[
+                shard_service_pb2.ClearingPosition(
+                    peer_shard_id=peer, currency=codes[currency], position_minor=str(position)
+                )
+                for (peer, currency), position in sorted(positions.items())
+            ],
+            prepared=[
+                shard_service_pb2.PreparedLeg(
+                    transaction_id=each.header.transaction_id,
+                    home_shard_id=each.header.home,
+                    deadline_us=each.header.deadline_us,
+                    peer_shard_id=leg.peer,
+                    currency=codes[leg.currency],
+                    amount_minor=-leg.amount_minor if leg.incoming else leg.amount_minor,
+                )
+                for each, leg in crossing
+            ],
+        )
+
+    async def ListCrossings(  # noqa: N802 - the contract's name
+        self, request: shard_service_pb2.ListCrossingsRequest, context: Context
+    ) -> shard_service_pb2.ListCrossingsResponse:
+        """Lists legs that were decided in a range of time. Reads the log from there on."""
+        self._check_target(context)
+        if not 0 < request.after_us < request.to_us:
+            raise bad_request("to_us", "must be later than after_us")
+        currency = self._currencies.number(request.currency, "currency")
+        log, last = self._engine.store.log, self._engine.committer.durable_sequence
+        found: list[shard_service_pb2.Crossing] = []
+        # A leg is posted after it was decided, or a clock was off by no more than a second.
+        start = first_sequence_since(log, request.after_us - SECOND_US, last)
+        for block in log.blocks(start):
+            for record in records_of(block.draft):
+                crossing = _crossing(record, request.peer_shard_id, currency)
+                if crossing and request.after_us < crossing.decided_us <= request.to_us:
+                    found.append(crossing)
+            if len(found) >= CROSSINGS_MAX:
+                break
+            await asyncio.sleep(0)
+        return shard_service_pb2.ListCrossingsResponse(crossings=found[:CROSSINGS_MAX])
+
+    async def _finish(self, calls: list[Any], records: list[int]) -> bytes:
+        try:
+            answers = await self._engine.finish_begun(calls, records)
+        except ShardNodeError as error:
+            raise as_fault(error) from error
+        return b"".join(each for each in answers if each)
+
+
+def _groups(bodies: bytes, metadata: bytes, shard_id: int) -> list[list[Member]]:
+    """Takes packed groups apart; what routers send is checked, not trusted."""
+    count, rest = divmod(len(bodies), BODY_BYTES)
+    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+        raise bad_request("bodies", f"{len(bodies)} bytes are not 1 … {BATCH_TRANSFERS_MAX} bodies")
+    _check_metadata(BODY.iter_unpack(bodies), metadata)
+    members, groups = local_members(bodies, metadata, shard_id), []
+    while members:
+        size = members[0].body[GROUP_SIZE_AT]
+        if not 1 <= size <= min(len(members), GROUP_SIZE_MAX):
+            raise bad_request("bodies", f"a group cannot have {size} transfers")
+        groups.append(members[:size])
+        members = members[size:]
+    if len(groups) > GROUPS_MAX:
+        raise bad_request("bodies", f"has more than {GROUPS_MAX} groups")
+    return groups
+
+
+def _requests(headers: bytes, members: bytes, metadata: bytes) -> list[Request]:
+    """Takes packed transactions apart; what coordinators send is checked, not trusted."""
+    count, rest = divmod(len(headers), HEADER.size)
+    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+        raise bad_request("headers", f"must be 1 … {BATCH_TRANSFERS_MAX} of {HEADER.size} bytes")
+    found: list[Request] = []
+    at = metadata_at = 0
+    for start in range(0, len(headers), HEADER.size):
+        header = Header.unpack(headers[start : start + HEADER.size])
+        end = at + header.members_count * MEMBER.size
+        if not 1 <= header.members_count <= GROUP_SIZE_MAX or end > len(members):
+            raise bad_request("headers", "one has more members than there are, or none")
+        own = members[at:end]
+        fields = [MEMBER_BODY.unpack(body) for body, _, _ in MEMBER.iter_unpack(own)]
+        length = sum(each[7] for each in fields)
+        found.append(Request(header, own, metadata[metadata_at : metadata_at + length]))
+        at, metadata_at = end, metadata_at + length
+        if max(each[7] for each in fields) > METADATA_BYTES_MAX or metadata_at > len(metadata):
+            raise bad_request("metadata", "does not have the length that the members say")
+    if at != len(members) or metadata_at != len(metadata):
+        raise bad_request("members", "there are more than the headers say")
+    return found
+
+
+def _check_metadata(bodies: Iterator[tuple[Any, ...]], metadata: bytes) -> None:
+    lengths = [fields[7] for fields in bodies]
+    if max(lengths) > METADATA_BYTES_MAX or sum(lengths) != len(metadata):
+        raise bad_request("metadata", "does not have the length that the bodies say")
+
+
+def _decisions(packed: bytes, field: str) -> list[tuple[bytes, int]]:
+    count, rest = divmod(len(packed), DECISION.size)
+    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+        raise bad_request(field, f"must be 1 … {BATCH_TRANSFERS_MAX} of {DECISION.size} bytes")
+    return list(DECISION.iter_unpack(packed))
+
+
+def _info(found: Prepared | Decided, shard_id: int) -> coordinator_service_pb2.TransactionInfo:
+    header = found.header
+    info = coordinator_service_pb2.TransactionInfo(
+        transaction_id=header.transaction_id,
+        shard_id=shard_id,
+        home_shard_id=header.home,
+        deadline_us=header.deadline_us,
+        transfer_id=found.key[:TRANSACTION_ID_BYTES],
+        key_account_id=KEY_SOURCE.unpack_from(found.key, KEY_BYTES - KEY_SOURCE.size)[0],
+        size=found.size,
+    )
+    if isinstance(found, Prepared):
+        info.state = coordinator_service_pb2.TRANSACTION_STATE_PREPARED
+        info.since_us = found.since_us
+        info.participant_shard_ids.append(shard_id)
+    else:
+        info.state = coordinator_service_pb2.TRANSACTION_STATE_COMMITTED
+        info.since_us = info.decided_us = found.decided_us
+        info.participant_shard_ids.extend(found.participants)
+    return info
+
+
+def _crossing(
+    record: bytes, peer_shard_id: int, currency: int
+) -> shard_service_pb2.Crossing | None:
+    kind = record[BODY_BYTES]
+    if kind not in (RecordKind.LEG_OUTGOING, RecordKind.LEG_INCOMING):
+        return None
+    body, leg = MEMBER_BODY.unpack_from(record), LEG.unpack_from(record, BODY_BYTES)
+    if leg[2] != peer_shard_id or body[6] != currency:
+        return None
+    return shard_service_pb2.Crossing(
+        transaction_id=leg[7],
+        group_index=body[9],
+        amount_minor=-body[3] if kind == RecordKind.LEG_INCOMING else body[3],
+        decided_us=leg[6],
+        transfer_id=body[0],
+        key_account_id=leg[8],
+    )

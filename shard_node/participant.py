@@ -1,0 +1,440 @@
+"""The shard's half of two-phase commit, pure: as participant it prepares, as home it decides.
+
+Theory of operation. A transaction's *home* is the shard of its first source; its log holds the
+decision. The other shards are *participants*.
+
+- `prepare` (participant) checks its legs beside everything reserved, reserves what they need, and
+  records PREPARED. From then on the legs can be posted whatever happens in between.
+- `commit_home` (home) looks up the key, then its own check of its own legs, and in one block posts
+  them behind a COMMITTED record. The sync of that block is the commit point. The home is never
+  prepared, so nothing of it is reserved in vain.
+- `commit_prepared` (participant) posts what was prepared. Not prepared means posted already: a
+  COMMIT exists only once this participant has voted YES.
+- `abort` (participant) drops what was prepared, and remembers the id, so that a late PREPARE of it
+  is not prepared for ever.
+- `resolve` (home) tells how a transaction ended; past the deadline an undecided one is recorded
+  ABORTED by that very question, so that no late COMMIT can contradict the answer.
+
+Why a fate cannot change: COMMITTED is recorded with the legs and found by its key for ever. ABORTED
+is told only where nothing can turn it over later: the key has another outcome (for ever), or the
+deadline is past by this log's clock (which never goes back, also across restarts), or an ABORTED
+record says so until then.
+
+Every transition stands in one of the methods above; `replay` applies their records and decides
+nothing. Callers sync before they answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.packed import (
+    ANSWER,
+    BODY_BYTES,
+    KEY_BYTES,
+    KEY_SOURCE,
+    MEMBER,
+    RESOLUTION,
+    TRANSACTION_ID_BYTES,
+    VOTE,
+    DifferingField,
+    Fate,
+    Outcome,
+    Vote,
+)
+from cluster.refusals import RefusalReason, is_recorded
+from shard_node.legs import (
+    Member,
+    check_legs,
+    legs_on,
+    posting_time_us,
+    release,
+    reservations_for,
+    reserve,
+    split_members,
+)
+from shard_node.posting import NO_TRANSACTION
+from shard_node.recorded import first_difference, read_recorded
+from shard_node.records import (
+    COMMITTED,
+    ENDED,
+    GROUP_SIZE_AT,
+    LEG,
+    PREPARED,
+    RecordKind,
+)
+from shard_node.transactions import (
+    DEADLINE_AHEAD_MAX_US,
+    DECIDED_MAX,
+    PREPARED_MAX,
+    Decided,
+    Header,
+    Prepared,
+    StoredPrepared,
+)
+
+if TYPE_CHECKING:
+    from shard_node.groups import Groups
+    from shard_node.legs import Leg
+    from shard_node.memory import Memory
+    from shard_node.open_block import OpenBlock
+    from shard_node.posting import Poster
+    from shard_node.recorded import Recorded, RecordReader
+    from shard_node.records import BlockDraft
+    from shard_node.transactions import Transactions
+
+_YES = VOTE.pack(Vote.YES, 0, 0)
+_BUSY = VOTE.pack(Vote.BUSY, 0, 0)
+_LATE = VOTE.pack(Vote.LATE, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A transaction as a message brings it.
+
+    Attributes:
+        header: what concerns it as a whole.
+        members: packed, 72 bytes each: to a participant those that touch it, to the home all.
+        metadata: of those members.
+    """
+
+    header: Header
+    members: bytes
+    metadata: bytes
+
+
+class Participant:
+    """Drives one shard's transactions.
+
+    Args:
+        shard_id: this shard.
+        memory, block, transactions: what it changes.
+        poster: posts legs.
+        groups: records refusals.
+        reader: reads what is recorded under a key.
+    """
+
+    def __init__(
+        self,
+        shard_id: int,
+        memory: Memory,
+        block: OpenBlock,
+        transactions: Transactions,
+        poster: Poster,
+        groups: Groups,
+        reader: RecordReader,
+    ) -> None:
+        self._shard_id = shard_id
+        self._memory = memory
+        self._block = block
+        self._transactions = transactions
+        self._poster = poster
+        self._groups = groups
+        self._reader = reader
+
+    # --- commands -------------------------------------------------------------------------------
+
+    def prepare(self, request: Request, *, room: bool) -> bytes:
+        """Votes; `room` = there is space for new work. Returns a packed vote."""
+        header, table, now_us = request.header, self._transactions, self._block.stamp_us
+        if header.transaction_id in table.prepared:
+            return _YES
+        if table.ended(header.transaction_id) is not None or header.deadline_us <= now_us:
+            return _LATE
+        if header.deadline_us > now_us + DEADLINE_AHEAD_MAX_US:
+            return _LATE
+        members = split_members(request.members, request.metadata)
+        legs = legs_on(members, self._shard_id)
+        verdict = check_legs(self._memory, legs, now_us)
+        if verdict.refusal is not None:
+            return VOTE.pack(Vote.NO, verdict.refusal, verdict.index)
+        if verdict.busy or not room or len(table.prepared) >= PREPARED_MAX:
+            return _BUSY
+
+        # Point of no return.
+        offset = self._block.add_to_heap(request.members + request.metadata)
+        lengths = offset, len(request.members) + len(request.metadata)
+        effects = PREPARED.pack(RecordKind.PREPARED, *lengths)
+        self._block.append(header.pack().ljust(BODY_BYTES, b"\0"), effects)
+        self._enter_prepared(request, legs, now_us)
+        return _YES
+
+    def commit_home(self, request: Request, vote: tuple[int, int, int]) -> bytes:
+        """Decides a transaction; returns a packed answer.
+
+        Args:
+            request: with all members.
+            vote: the participants' (Vote, RefusalReason, index), YES or NO.
+        """
+        header, table, now_us = request.header, self._transactions, self._block.stamp_us
+        members = split_members(request.members, request.metadata)
+        key = members[0].body[:KEY_BYTES]
+        sequence = self._memory.find_key(key)
+        if sequence is not None:
+            return self._answer_known(request, members, read_recorded(self._reader, sequence))
+        if vote[0] == Vote.NO:
+            return self._refuse(members, RefusalReason(vote[1]), vote[2])
+        if table.ended(header.transaction_id) is not None or header.deadline_us <= now_us:
+            return _answer(Fate.ABORTED, Outcome.NONE)
+        legs = legs_on(members, self._shard_id)
+        verdict = check_legs(self._memory, legs, now_us)
+        if verdict.refusal is not None:
+            return self._refuse(members, verdict.refusal, verdict.index)
+        if verdict.busy or len(table.decided) >= DECIDED_MAX:
+            self._record_aborted(header.transaction_id, header.deadline_us)
+            return _answer(Fate.ABORTED, Outcome.NONE)
+
+        # Point of no return: once this block is durable, the transaction has happened.
+        participants = self._participants(members)
+        self._memory.keys[key] = self._record_committed(request, members[0], participants)
+        table.add_decided(Decided(header, now_us, key, len(members), participants))
+        source = self._memory.account(legs[0].account_id)
+        assert source, "it was checked"
+        time_us = posting_time_us(source, legs[0].import_us, now_us)
+        self._poster.post(legs, header.transaction_id, header.first_source, now_us)
+        minor = source.balances[legs[0].currency].minor
+        return _answer(
+            Fate.COMMITTED,
+            Outcome.COMMITTED,
+            time_us=time_us,
+            minor=minor,
+            decided_us=now_us,
+            transaction_id=header.transaction_id,
+            unposted=True,
+        )
+
+    def commit_prepared(self, transaction_id: bytes, decided_us: int) -> None:
+        """Posts what was prepared; nothing when it was posted before."""
+        prepared = self._transactions.prepared.get(transaction_id)
+        if prepared is None:
+            return
+        self._end_prepared(prepared, decided_us, self._block.stamp_us)
+        first_source = prepared.header.first_source
+        self._poster.post(prepared.legs, transaction_id, first_source, decided_us)
+
+    def abort(self, transaction_id: bytes, deadline_us: int) -> None:
+        """Drops what was prepared, if it was; it will not be prepared any more."""
+        if self._transactions.ended(transaction_id) is None:
+            self._record_aborted(transaction_id, deadline_us)
+
+    def resolve(self, transaction_id: bytes, deadline_us: int) -> bytes:
+        """Tells how a transaction ended; ends it when it is too late for it to be decided.
+
+        Returns a packed resolution.
+        """
+        decided = self._transactions.decided.get(transaction_id)
+        if decided is not None:
+            return RESOLUTION.pack(Fate.COMMITTED, decided.decided_us)
+        ended_us = self._transactions.ended(transaction_id)
+        if ended_us is not None:
+            return RESOLUTION.pack(Fate.COMMITTED if ended_us else Fate.ABORTED, ended_us)
+        if deadline_us > self._block.stamp_us:
+            return RESOLUTION.pack(Fate.UNDECIDED, 0)
+        self._record_aborted(transaction_id, deadline_us)
+        return RESOLUTION.pack(Fate.ABORTED, 0)
+
+    def finish(self, transaction_ids: list[bytes]) -> None:
+        """Forgets decisions that every participant has posted."""
+        known = [each for each in transaction_ids if each in self._transactions.decided]
+        if not known:
+            return
+        ids = b"".join(known)
+        offset = self._block.add_to_heap(ids)
+        effects = PREPARED.pack(RecordKind.FINISHED, offset, len(ids))
+        self._block.append(ENDED.pack(NO_TRANSACTION, 0, 0, 0), effects)
+        self._apply_finished(ids, self._block.stamp_us)
+
+    # --- replay ---------------------------------------------------------------------------------
+
+    def apply_prepared(self, record: bytes, heap: bytes, stamp_us: int) -> None:
+        """Applies PREPARED."""
+        header = Header.unpack(record)
+        _, offset, length = PREPARED.unpack_from(record, BODY_BYTES)
+        members_bytes = header.members_count * MEMBER.size
+        content = heap[offset : offset + length]
+        members, metadata = content[:members_bytes], content[members_bytes:]
+        self.restore_prepared(StoredPrepared(header, stamp_us, members, metadata))
+
+    def restore_prepared(self, stored: StoredPrepared) -> None:
+        """Enters what a record or a row says was prepared."""
+        request = Request(stored.header, stored.members, stored.metadata)
+        legs = legs_on(split_members(request.members, request.metadata), self._shard_id)
+        self._enter_prepared(request, legs, stored.since_us)
+
+    def recall_ended(self, record: bytes, block: BlockDraft) -> None:
+        """Remembers, without applying it again, that a record ended a transaction."""
+        kind, stamp_us = record[BODY_BYTES], block.time_us
+        if kind in (RecordKind.LEG_OUTGOING, RecordKind.LEG_INCOMING):
+            decided_us, transaction_id = LEG.unpack_from(record, BODY_BYTES)[6:8]
+            if transaction_id not in self._transactions.decided:
+                until_us = stamp_us + DEADLINE_AHEAD_MAX_US
+                self._transactions.recall(transaction_id, until_us, decided_us)
+        elif kind == RecordKind.ABORTED:
+            transaction_id, deadline_us, _, _ = ENDED.unpack_from(record)
+            self._transactions.recall(transaction_id, max(deadline_us, stamp_us), 0)
+
+    def apply_committed(self, record: bytes, heap: bytes, sequence: int, stamp_us: int) -> None:
+        """Applies COMMITTED; its legs are records of their own."""
+        key = record[:KEY_BYTES]
+        fields = COMMITTED.unpack_from(record, BODY_BYTES)
+        _, size, participant, offset, transaction_id, deadline_us = fields
+        participants: tuple[int, ...] = (participant,)
+        if size:
+            members = heap[offset : offset + size * MEMBER.size]
+            participants = self._participants(split_members(members, b""))
+        first_source = KEY_SOURCE.unpack_from(key, KEY_BYTES - KEY_SOURCE.size)[0]
+        header = Header(transaction_id, deadline_us, first_source, self._shard_id, 0)
+        self._memory.keys[key] = sequence
+        decided = Decided(header, stamp_us, key, max(size, 1), participants)
+        self._transactions.add_decided(decided)
+
+    def apply_leg(self, record: bytes, sequence: int, stamp_us: int) -> None:
+        """Applies a leg, and ends what was prepared when it is that transaction's first."""
+        fields = LEG.unpack_from(record, BODY_BYTES)
+        decided_us, transaction_id = fields[6], fields[7]
+        if prepared := self._transactions.prepared.get(transaction_id):
+            self._end_prepared(prepared, decided_us, stamp_us)
+        self._poster.apply_record(record, sequence)
+
+    def apply_aborted(self, record: bytes, stamp_us: int) -> None:
+        """Applies ABORTED."""
+        transaction_id, deadline_us, _, _ = ENDED.unpack_from(record)
+        self._apply_aborted(transaction_id, deadline_us, stamp_us)
+
+    def apply_finished(self, record: bytes, heap: bytes, stamp_us: int) -> None:
+        """Applies FINISHED."""
+        _, offset, length = PREPARED.unpack_from(record, BODY_BYTES)
+        self._apply_finished(heap[offset : offset + length], stamp_us)
+
+    # --- small parts ----------------------------------------------------------------------------
+
+    def _participants(self, members: list[Member]) -> tuple[int, ...]:
+        shards = {each.source_shard for each in members}
+        shards |= {each.destination_shard for each in members}
+        return tuple(sorted(shards - {self._shard_id}))
+
+    def _enter_prepared(self, request: Request, legs: list[Leg], since_us: int) -> None:
+        header, body = request.header, legs[0].member.body
+        reservations = reservations_for(legs)
+        reserve(self._memory, reservations, self._shard_id)
+        key = body[:TRANSACTION_ID_BYTES] + KEY_SOURCE.pack(header.first_source)
+        prepared = Prepared(
+            header,
+            since_us,
+            key,
+            max(body[GROUP_SIZE_AT], 1),
+            request.members,
+            request.metadata,
+            tuple(legs),
+            reservations,
+        )
+        self._transactions.add_prepared(prepared)
+
+    def _end_prepared(self, prepared: Prepared, decided_us: int, now_us: int) -> None:
+        header = prepared.header
+        release(self._memory, prepared.reservations)
+        self._transactions.end(header.transaction_id, header.deadline_us, decided_us, now_us)
+
+    def _record_committed(
+        self, request: Request, first: Member, participants: tuple[int, ...]
+    ) -> int:
+        """Records the decision; the legs' records follow."""
+        size = first.body[GROUP_SIZE_AT]
+        content = request.members + request.metadata if size else request.metadata
+        effects = COMMITTED.pack(
+            RecordKind.COMMITTED,
+            size,
+            0 if size else participants[0],
+            self._block.add_to_heap(content) if content else 0,
+            request.header.transaction_id,
+            request.header.deadline_us,
+        )
+        return self._block.append(first.body, effects)
+
+    def _refuse(self, members: list[Member], reason: RefusalReason, index: int) -> bytes:
+        """Ends a transaction by a refusal: of highest precedence of the participants' and ours."""
+        verdict = check_legs(self._memory, legs_on(members, self._shard_id), self._block.stamp_us)
+        if verdict.refusal is not None:
+            reason, index = min((reason, index), (verdict.refusal, verdict.index))
+        if not is_recorded(reason):
+            return _answer(Fate.ABORTED, Outcome.REFUSED, reason=reason, index=index)
+        time_us, minor = self._groups.record_refusal(members, reason, index)
+        return _answer(
+            Fate.ABORTED, Outcome.REFUSED, reason=reason, index=index, time_us=time_us, minor=minor
+        )
+
+    def _answer_known(self, request: Request, members: list[Member], known: Recorded) -> bytes:
+        """The key has an outcome already: that of this very transaction, or another's."""
+        bodies = b"".join(each.body for each in members)
+        if bodies != known.bodies or request.metadata != known.metadata:
+            differing = first_difference(known, bodies, request.metadata)
+            reason = RefusalReason.KEY_REUSED
+            return _answer(Fate.ABORTED, Outcome.REFUSED, reason=reason, differing=differing)
+        if known.reason:
+            return _answer(
+                Fate.ABORTED,
+                Outcome.REFUSED,
+                reason=known.reason,
+                index=known.index,
+                repeat=True,
+                time_us=known.time_us,
+                minor=known.source_minor,
+            )
+        mine = known.transaction_id == request.header.transaction_id
+        return _answer(
+            Fate.COMMITTED if mine else Fate.ABORTED,
+            Outcome.COMMITTED,
+            repeat=not mine,
+            time_us=known.time_us,
+            minor=known.source_minor,
+            decided_us=known.decided_us,
+            transaction_id=known.transaction_id or NO_TRANSACTION,
+            unposted=known.transaction_id in self._transactions.decided,
+        )
+
+    def _record_aborted(self, transaction_id: bytes, deadline_us: int) -> None:
+        effects = PREPARED.pack(RecordKind.ABORTED, 0, 0)
+        self._block.append(ENDED.pack(transaction_id, deadline_us, 0, 0), effects)
+        self._apply_aborted(transaction_id, deadline_us, self._block.stamp_us)
+
+    def _apply_aborted(self, transaction_id: bytes, deadline_us: int, now_us: int) -> None:
+        if prepared := self._transactions.prepared.get(transaction_id):
+            release(self._memory, prepared.reservations)
+        self._transactions.end(transaction_id, deadline_us, 0, now_us)
+
+    def _apply_finished(self, ids: bytes, now_us: int) -> None:
+        for at in range(0, len(ids), TRANSACTION_ID_BYTES):
+            transaction_id = ids[at : at + TRANSACTION_ID_BYTES]
+            if decided := self._transactions.decided.get(transaction_id):
+                deadline_us = decided.header.deadline_us
+                self._transactions.end(transaction_id, deadline_us, decided.decided_us, now_us)
+
+
+def _answer(
+    fate: Fate,
+    outcome: Outcome,
+    *,
+    reason: int = 0,
+    differing: DifferingField = DifferingField.NONE,
+    repeat: bool = False,
+    index: int = 0,
+    unposted: bool = False,
+    time_us: int = 0,
+    minor: int = 0,
+    decided_us: int = 0,
+    transaction_id: bytes = NO_TRANSACTION,
+) -> bytes:
+    return ANSWER.pack(
+        fate,
+        outcome,
+        reason,
+        differing,
+        repeat,
+        index,
+        unposted,
+        time_us,
+        minor,
+        decided_us,
+        transaction_id,
+    )

@@ -1,0 +1,230 @@
+"""The shard's table of transactions: prepared here, decided here, and ended a moment ago.
+
+- *Prepared*: this participant has reserved what its legs need and waits for the decision.
+- *Decided*: this home has committed it and does not know yet that every participant has posted.
+- *Ended*: remembered by id for as long as a late message could do harm: until logged time is
+  past its deadline, and `REMEMBERED_US` longer, so that whoever asks late hears the truth.
+
+The first two are rows of the state. The ended are not: everything that ends a transaction is a
+record, and no deadline lies further than `DEADLINE_AHEAD_MAX_US` beyond the record that mentions
+it, so recovery reads the ended anew from the last seconds of the log (`ENDED_WINDOW_US`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cluster.packed import HEADER, KEY_BYTES
+
+if TYPE_CHECKING:
+    from shard_node.legs import Leg, Reservation
+
+PREPARED_MAX: Final = 32_768
+"""Transactions prepared at once; more are busy. Each pins two accounts and half a kilobyte."""
+
+DECIDED_MAX: Final = 131_072
+"""Transactions committed here and not finished; beyond it new ones are busy. They gather only while
+a participant is away."""
+
+DEADLINE_AHEAD_MAX_US: Final = 10_000_000
+"""How far ahead of this shard's clock a deadline may lie: twice what coordinators give."""
+
+REMEMBERED_US: Final = 3_000_000
+"""How long past its deadline an ended transaction is remembered: longer than an audit or a sweep
+takes from listing it to asking its home."""
+
+ENDED_WINDOW_US: Final = DEADLINE_AHEAD_MAX_US + REMEMBERED_US
+"""How much of the log recovery reads for what has ended: see above."""
+
+_ROW: Final = struct.Struct("<Bq2I")
+_PREPARED, _DECIDED = 1, 2
+
+Row = tuple[bytes, bytes | None]
+"""A state row; None deletes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A transaction, as every message about it names it.
+
+    Attributes:
+        transaction_id: 16 random bytes.
+        deadline_us: past it nobody prepares it and its home does not commit it.
+        first_source: the first member's source account, the second part of the key.
+        home: the shard of that account, which decides.
+        members_count: how many members follow in this message.
+    """
+
+    transaction_id: bytes
+    deadline_us: int
+    first_source: int
+    home: int
+    members_count: int
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Header:
+        """From its 40 bytes."""
+        return cls(*HEADER.unpack_from(packed))
+
+    def pack(self) -> bytes:
+        """Its 40 bytes."""
+        return HEADER.pack(
+            self.transaction_id,
+            self.deadline_us,
+            self.first_source,
+            self.home,
+            self.members_count,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A transaction prepared here.
+
+    Attributes:
+        header: as it was received.
+        since_us: when it was prepared.
+        key: of its transfer or group.
+        size: of its group; 1 for a plain transfer.
+        members, metadata: as received, of this shard's legs.
+        legs: unpacked from them.
+        reservations: what they need.
+    """
+
+    header: Header
+    since_us: int
+    key: bytes
+    size: int
+    members: bytes
+    metadata: bytes
+    legs: tuple[Leg, ...]
+    reservations: tuple[Reservation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A transaction committed here.
+
+    Attributes:
+        header: as it was received.
+        decided_us: when.
+        key, size: as in `Prepared`.
+        participants: the other shards.
+    """
+
+    header: Header
+    decided_us: int
+    key: bytes
+    size: int
+    participants: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrepared:
+    """What the row of a prepared transaction says; the rest follows from it."""
+
+    header: Header
+    since_us: int
+    members: bytes
+    metadata: bytes
+
+
+class Transactions:
+    """The table. Pure bookkeeping: whoever changes it has decided to.
+
+    Attributes:
+        prepared, decided: by transaction id, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.prepared: dict[bytes, Prepared] = {}
+        self.decided: dict[bytes, Decided] = {}
+        self._ended: dict[bytes, int] = {}
+        self._ended_order: deque[tuple[int, bytes]] = deque()
+        self._in_state: set[bytes] = set()
+        self._changed: set[bytes] = set()
+
+    def add_prepared(self, prepared: Prepared) -> None:
+        """Enters a prepared transaction."""
+        self.prepared[prepared.header.transaction_id] = prepared
+        self._changed.add(prepared.header.transaction_id)
+
+    def add_decided(self, decided: Decided) -> None:
+        """Enters a committed transaction."""
+        self.decided[decided.header.transaction_id] = decided
+        self._changed.add(decided.header.transaction_id)
+
+    def end(self, transaction_id: bytes, deadline_us: int, decided_us: int, now_us: int) -> None:
+        """Removes a transaction and remembers how it ended (`decided_us` 0 = aborted)."""
+        self.prepared.pop(transaction_id, None)
+        self.decided.pop(transaction_id, None)
+        self._changed.add(transaction_id)
+        self.recall(transaction_id, max(deadline_us, now_us), decided_us)
+        order = self._ended_order
+        while order and order[0][0] < now_us:
+            del self._ended[order.popleft()[1]]
+
+    def recall(self, transaction_id: bytes, until_us: int, decided_us: int) -> None:
+        """Remembers how a transaction ended, until logged time is well past `until_us`."""
+        if transaction_id not in self._ended:
+            self._ended_order.append((until_us + REMEMBERED_US, transaction_id))
+        self._ended[transaction_id] = decided_us
+
+    def ended(self, transaction_id: bytes) -> int | None:
+        """How one ended lately: when it was decided, 0 = aborted; None = not known."""
+        return self._ended.get(transaction_id)
+
+    def oldest_us(self) -> int:
+        """Since when the oldest has been prepared or decided; 0 = there is none."""
+        prepared = next(iter(self.prepared.values()), None)
+        decided = next(iter(self.decided.values()), None)
+        times_us = (prepared and prepared.since_us, decided and decided.decided_us)
+        return min((each for each in times_us if each), default=0)
+
+    def take_rows(self) -> list[Row]:
+        """The rows that changed since they were last taken, for a checkpoint."""
+        rows: list[Row] = []
+        for transaction_id in self._changed:
+            value = self._value(transaction_id)
+            if value is not None:
+                self._in_state.add(transaction_id)
+                rows.append((transaction_id, value))
+            elif transaction_id in self._in_state:
+                self._in_state.discard(transaction_id)
+                rows.append((transaction_id, None))
+        self._changed = set()
+        return rows
+
+    def as_in_state(self, transaction_id: bytes) -> None:
+        """Notes that what was just entered is what the state has."""
+        self._in_state.add(transaction_id)
+        self._changed.discard(transaction_id)
+
+    def _value(self, transaction_id: bytes) -> bytes | None:
+        if prepared := self.prepared.get(transaction_id):
+            head = _ROW.pack(_PREPARED, prepared.since_us, len(prepared.members), 0)
+            return head + prepared.header.pack() + prepared.members + prepared.metadata
+        if decided := self.decided.get(transaction_id):
+            shards = decided.participants
+            head = _ROW.pack(_DECIDED, decided.decided_us, decided.size, len(shards))
+            return (
+                head
+                + decided.header.pack()
+                + decided.key
+                + struct.pack(f"<{len(shards)}H", *shards)
+            )
+        return None
+
+
+def read_transaction_row(value: bytes) -> StoredPrepared | Decided:
+    """A transaction from its row."""
+    kind, time_us, size, count = _ROW.unpack_from(value)
+    header_end = _ROW.size + HEADER.size
+    header, tail = Header.unpack(value[_ROW.size : header_end]), value[header_end:]
+    if kind == _PREPARED:
+        return StoredPrepared(header, time_us, tail[:size], tail[size:])
+    participants = struct.unpack_from(f"<{count}H", tail, KEY_BYTES)
+    return Decided(header, time_us, tail[:KEY_BYTES], size, participants)
