@@ -12,6 +12,11 @@ import structlog
 
 LogFormat = Literal["json", "human"]
 
+# Without the frames' variables: they are long, and may hold what does not belong in logs.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def configure(role: str, id: str, log_format: LogFormat, level: int = logging.INFO) -> None:  # noqa: A002 - the field's name
     """Set up logging for this process; every line names the role and the id."""
@@ -21,7 +26,7 @@ def configure(role: str, id: str, log_format: LogFormat, level: int = logging.IN
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     exception: tuple[structlog.types.Processor, ...] = (
-        (structlog.processors.dict_tracebacks,) if log_format == "json" else ()
+        (_TRACEBACKS,) if log_format == "json" else ()
     )
     structlog.configure(
         processors=[

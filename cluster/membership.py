@@ -24,6 +24,7 @@ import structlog
 from cluster.topology import SHARD_ID_MAX, Topology
 
 SHARD_NODE_ROLE = "shard_node"
+COORDINATOR_ROLE = "coordinator"
 
 CURRENCY_NUMBER_MAX = 0xFFFF
 """Currency numbers are 1 … 65,535; 0 means none."""

@@ -77,6 +77,8 @@ CHANNEL_OPTIONS: Options = (
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
     # Processes of one cluster talk to each other directly, whatever `http_proxy` says.
     ("grpc.enable_http_proxy", 0),
+    # A channel that replaces another to the same address starts with a clean back-off of its own.
+    ("grpc.use_local_subchannel_pool", 1),
     # Retries belong to whoever holds the idempotency key, never to the transport.
     ("grpc.enable_retries", 0),
     ("grpc.service_config_disable_resolution", 1),

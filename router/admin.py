@@ -41,7 +41,7 @@ REASON_BYTES_MAX: Final = 256
 STATUS_DEADLINE_S: Final = 2.0
 # Adding up all balances reads every account of a shard.
 CONSERVATION_DEADLINE_S: Final = 60.0
-# Three looks at every shard, each a moment, and an explanation that may read much when it is needed.
+# Three looks at every shard, each a moment; an explanation, when one is needed, may read much.
 AUDIT_DEADLINE_S: Final = 60.0
 # An audit's time when none is asked for: far enough back that hardly anything is unposted, and near
 # enough that every shard remembers it.

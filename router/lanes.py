@@ -13,7 +13,7 @@ caller who gives up takes the parcel out of the queue, and what is in a call alr
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, KeysView
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -140,6 +140,10 @@ class Lanes(Generic[LaneT]):
             if not parcel.sent:
                 del lane.queue[parcel]
                 lane.queued_transfers -= count
+
+    def keys(self) -> KeysView[LaneT]:
+        """Return the lanes in which anything waits or is in flight; idle ones are forgotten."""
+        return self._lanes.keys()
 
     async def close(self, grace_s: float) -> None:
         """Let the calls in flight end for so long, whether or not anybody waits; end the rest."""

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import socket
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +30,7 @@ from cluster.membership import (
 from doubloon.v1 import shard_service_pb2_grpc
 from shard_node import startup
 from shard_node.currencies import Currencies
-from shard_node.engine import Limits
+from shard_node.limits import Limits
 from shard_node.records import DamagedLogError, LogIdentity, cluster_id_of
 from shard_node.service import ShardServicer
 from shard_node.state import DamagedStateError
@@ -59,6 +60,19 @@ and balances grow old, by the hundred thousand, and are freed without a collecto
 _LOG = structlog.stdlib.get_logger(SHARD_NODE_ROLE)
 
 
+@dataclass(frozen=True)
+class StartChecks:
+    """What is checked of the data folder before it is served.
+
+    Attributes:
+        verify_all: the whole history, not just what is newer than the latest checkpoint.
+        accept_empty: begin a ledger in an empty folder although the shard had one.
+    """
+
+    verify_all: bool
+    accept_empty: bool
+
+
 @click.command(help="Serve one shard.")
 @server_options
 @click.option("--shard", "shard_id", type=click.IntRange(1, 65_535), required=True)
@@ -69,6 +83,11 @@ _LOG = structlog.stdlib.get_logger(SHARD_NODE_ROLE)
     help="The folder for this shard's log and state.",
 )
 @click.option("--id", "member_id", default="", help="Unique among shard nodes; made up if absent.")
+@click.option(
+    "--accept-empty",
+    is_flag=True,
+    help="Begin a new ledger in an empty folder although the shard was served before.",
+)
 @click.option("--verify-all", is_flag=True, help="Check the whole history before serving.")
 @click.option(
     "--accounts-cached",
@@ -108,6 +127,7 @@ def main(
     log_map_mib: int,
     state_map_mib: int,
     *,
+    accept_empty: bool,
     verify_all: bool,
 ) -> None:
     """Read the options and serve until told to stop."""
@@ -120,7 +140,8 @@ def main(
         state_map_bytes=state_map_mib * MEBIBYTE,
     )
     identity = LogIdentity(cluster_id_of(config.cluster), shard_id)
-    runtime.run(lambda stop: serve(config, identity, data, member_id, limits, stop, verify_all))
+    checks = StartChecks(verify_all=verify_all, accept_empty=accept_empty)
+    runtime.run(lambda stop: serve(config, identity, data, member_id, limits, stop, checks))
 
 
 async def serve(
@@ -130,7 +151,7 @@ async def serve(
     member_id: str,
     limits: Limits,
     stop: asyncio.Event,
-    verify_all: bool,  # noqa: FBT001 - an option, handed on
+    checks: StartChecks,
 ) -> None:
     """Recover, claim the shard, serve until `stop`, then leave a fresh checkpoint behind."""
     gc.set_threshold(*GC_THRESHOLDS)
@@ -146,7 +167,7 @@ async def serve(
         epoch = await claim(membership, identity.shard_id, member_id, stop)
         if epoch is None:
             return
-        engine = recover_engine(data, identity, epoch, limits, writer, verify_all=verify_all)
+        engine = recover_engine(data, identity, epoch, limits, writer, checks)
         await engine.start(epoch)
         gc.freeze()  # what the start left is never garbage
         monitor = runtime.LoopMonitor()
@@ -179,14 +200,22 @@ def recover_engine(
     epoch: int,
     limits: Limits,
     writer: StateWriter,
-    *,
-    verify_all: bool,
+    checks: StartChecks,
 ) -> Engine:
     """Open and verify the data folder; refuse to start on anything that is not as written."""
     try:
-        if verify_all:
+        if checks.verify_all:
             verify_history(data, identity, limits)
-        return startup.open_engine(data, identity, epoch, limits, WallClock(), writer, end_process)
+        return startup.open_engine(
+            data,
+            identity,
+            epoch,
+            limits,
+            WallClock(),
+            writer,
+            end_process,
+            accept_empty=checks.accept_empty,
+        )
     except (DamagedLogError, DamagedStateError) as error:
         raise runtime.StartRefused(str(error)) from error
 

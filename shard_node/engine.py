@@ -7,7 +7,7 @@ its last record is durable. A question about an instant first moves the clock pa
 seals the block that is open, so nothing can be posted at or before it any more; then it waits until
 what the account shows is durable; then it is answered from memory, state and log in one turn.
 
-Another task takes checkpoints, one at a time, whenever enough has gathered. If the next would
+`checkpoints` takes checkpoints, one at a time, whenever enough has gathered. If the next would
 gather `CHECKPOINT_BACKLOG` times as much before the one under way is committed, the applier waits:
 memory stays bounded, callers feel it, and admission refuses new ones when the queue is full.
 """
@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from cluster.packed import BODY_BYTES, KEY_SOURCE
+from cluster.packed import KEY_SOURCE
 from shard_node.audit import add_up
+from shard_node.checkpoints import Checkpoints
 from shard_node.committer import Committer
 from shard_node.errors import (
     AccountNotFoundError,
@@ -37,15 +38,10 @@ from shard_node.errors import (
     TransferNotFoundError,
 )
 from shard_node.ledger import Batch, StatusChange
-from shard_node.recorded import read_recorded
-from shard_node.records import (
-    BLOCK_BYTES_MAX,
-    RecordKind,
-    transfer_of_body,
-    unpack_transfer,
-)
+from shard_node.recorded import read_outcome, read_recorded
+from shard_node.records import BLOCK_BYTES_MAX
 from shard_node.space import ROWS_PER_RECORD, Owed, Space
-from shard_node.state import Checkpoint, DamagedStateError
+from shard_node.state import DamagedStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -57,7 +53,7 @@ if TYPE_CHECKING:
     from shard_node.checkpointer import StateWriter
     from shard_node.ledger import Ledger, OpenStatus
     from shard_node.legs import Member
-    from shard_node.memory import Draft
+    from shard_node.limits import Limits
     from shard_node.records import BlockDraft, LogIdentity, TransferRecord
     from shard_node.store import Store
 
@@ -74,12 +70,6 @@ RECORDS_PER_MEMBER: Final = 3
 """Records that a member of a group or transaction makes at the most, what it adds to the heap
 counted as one: itself, and two legs."""
 
-SLICE_ACCOUNTS: Final = 200
-"""Accounts whose rows a checkpoint takes in one turn: about 2 ms."""
-
-SLICE_RELEASED: Final = 4_000
-"""Items that memory lets go of in one turn after a checkpoint: about 1 ms."""
-
 CHECKPOINT_BACKLOG: Final = 2
 """The applier waits when so many checkpoints' worth has gathered: one being written, one more."""
 
@@ -87,27 +77,6 @@ SEALED_BYTES_MAX: Final = 32 * 1024 * 1024
 """The applier waits when so many sealed bytes are not durable: a second of a slow disk."""
 
 _LOG = structlog.stdlib.get_logger("engine")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds that operators set.
-
-    Attributes:
-        accounts_max: accounts cached besides those changed since the latest checkpoint.
-        checkpoint_rows: changed accounts plus new keys after which a checkpoint is taken; each is
-            200 to 700 bytes of memory, and a restart replays at most twice as many records.
-        queue_transfers_max: transfers admitted and not answered yet; more are refused.
-        log_map_bytes, state_map_bytes: the most that the two files may hold.
-        disk_free_min_bytes: the disk's free space below which nothing is added.
-    """
-
-    accounts_max: int = 200_000
-    checkpoint_rows: int = 250_000
-    queue_transfers_max: int = 65_536
-    log_map_bytes: int = 256 * 1024**3
-    state_map_bytes: int = 64 * 1024**3
-    disk_free_min_bytes: int = 512 * 1024**2
 
 
 @dataclass(slots=True)
@@ -166,7 +135,16 @@ class Engine:
             limits.disk_free_min_bytes,
             data,
         )
-        self._writer = writer
+        self._checkpoints = Checkpoints(
+            identity,
+            ledger,
+            store,
+            writer,
+            self.committer,
+            self._seal,
+            self._after_checkpoint,
+            on_fatal,
+        )
         self._wall = wall
         self._clock = clock
         self._on_fatal = on_fatal
@@ -174,12 +152,8 @@ class Engine:
         self._queued_transfers = 0
         self._work = asyncio.Event()
         self._relief = asyncio.Event()
-        self._checkpoint_due = asyncio.Event()
-        self._checkpointing = asyncio.Lock()
-        self._draft_rows = 0
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._checkpoints: set[asyncio.Task[None]] = set()  # so that none is collected half done
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -188,7 +162,7 @@ class Engine:
         self.space.look()
         self.ledger.block.begin(self._clock.tick())
         self.ledger.begin_epoch(epoch)
-        for each in (self.committer.run(), self._apply(), self._checkpoint_when_due()):
+        for each in (self.committer.run(), self._apply(), self._checkpoints.run()):
             task = asyncio.get_running_loop().create_task(each)
             task.add_done_callback(self._check_task)
             self._tasks.append(task)
@@ -200,9 +174,8 @@ class Engine:
         committing, applying, checkpointing = self._tasks
         self._work.set()
         await applying
-        await self.checkpoint()
-        async with self._checkpointing:  # so that it is not in the middle of one
-            checkpointing.cancel()
+        checkpointing.cancel()  # one that is under way goes on, and ours comes after it
+        await self._checkpoints.take()
         self.committer.stop()
         await committing
         self.committer.close()
@@ -394,17 +367,7 @@ class Engine:
         if sequence is None:
             raise TransferNotFoundError("nothing is recorded under this key")
         await self.committer.durable(sequence)
-        data, metadata = self.ledger.read_transfer(sequence)
-        record = unpack_transfer(data)
-        if data[BODY_BYTES] != RecordKind.TRANSFER:
-            known = read_recorded(self.ledger, sequence)
-            record = replace(
-                transfer_of_body(data),
-                reason=known.reason,
-                source_balance_minor=known.source_minor,
-                source_time_us=known.time_us,
-            )
-            metadata = known.metadata[: record.metadata_bytes]
+        record, metadata = read_outcome(self.ledger, sequence)
         if (record.transfer_id, record.source) != (transfer_id, source):
             key = transfer_id + KEY_SOURCE.pack(source)
             raise DamagedStateError(f"the row of keys with key {key.hex()} points elsewhere")
@@ -426,61 +389,13 @@ class Engine:
         """The latest stamp given out or moved past."""
         return self._clock.last_us
 
-    # --- checkpoints ----------------------------------------------------------------------------
-
     async def checkpoint(self) -> None:
-        """Commits a checkpoint that covers every record so far.
+        """Commits a checkpoint that covers every record so far."""
+        await self._checkpoints.take()
 
-        It goes on when its caller is cancelled: half a checkpoint cannot be left lying.
-        """
-        task = asyncio.get_running_loop().create_task(self._take_checkpoint())
-        self._checkpoints.add(task)
-        task.add_done_callback(self._checkpoints.discard)
-        await asyncio.shield(task)
-
-    async def _take_checkpoint(self) -> None:
-        async with self._checkpointing:
-            self._seal()
-            self._draft_rows = self.ledger.memory.rows_not_checkpointed
-            draft = self.ledger.begin_checkpoint()
-            try:
-                await self._write(draft)
-            except Exception as error:
-                self._on_fatal(error)
-                raise
-            self.store.state.refresh()
-            self._draft_rows = 0
-            self.space.look()
-            self.ledger.memory.end_checkpoint()
-            while not self.ledger.memory.release(SLICE_RELEASED):  # noqa: ASYNC110 - work, not a wait
-                await asyncio.sleep(0)
-            self._relief.set()
-
-    async def _write(self, draft: Draft) -> None:
-        while any(rows := draft.take(SLICE_ACCOUNTS)):
-            await self._writer.put(*rows)
-            await asyncio.sleep(0)
-        await self._writer.put_crossing(draft.transactions, draft.clearing)
-        # Never ahead of the log: the state must not know what a crash could take back.
-        await self.committer.durable(draft.sequence)
-        checkpoint = Checkpoint.of(
-            self.identity, self.store.log, draft.first_sequence, draft.sequence
-        )
-        report = await self._writer.commit(checkpoint)
-        _LOG.info(
-            "checkpoint",
-            block=checkpoint.block,
-            records=draft.sequence + 1 - draft.first_sequence,
-            rows=report.rows,
-            seconds=round(report.seconds, 3),
-            state_bytes=report.state_bytes,
-        )
-
-    async def _checkpoint_when_due(self) -> None:
-        while True:
-            await self._checkpoint_due.wait()
-            self._checkpoint_due.clear()  # before: it may come due again while one is taken
-            await self.checkpoint()
+    def _after_checkpoint(self) -> None:
+        self.space.look()
+        self._relief.set()
 
     # --- the applier ----------------------------------------------------------------------------
 
@@ -491,7 +406,7 @@ class Engine:
             raise SpaceExhaustedError("the shard node is nearly out of space")
         if not self.space.admits(self._owed(count)):
             if self.ledger.memory.rows_not_checkpointed:
-                self._checkpoint_due.set()  # which may show that there is more room than it seems
+                self._checkpoints.due.set()  # which may show that there is more room than it seems
             raise SpaceExhaustedError("with what is on its way, it might not fit")
         if self._queued_transfers + count > self.limits.queue_transfers_max:
             raise OverloadedError(f"{self._queued_transfers} transfers are queued already")
@@ -501,7 +416,7 @@ class Engine:
         waiting = self._queued_transfers + count
         undurable = self.ledger.sequence - self.committer.durable_sequence
         rows = self.ledger.memory.rows_not_checkpointed + ROWS_PER_RECORD * waiting
-        return Owed(undurable + waiting, self._draft_rows, rows)
+        return Owed(undurable + waiting, self._checkpoints.draft_rows, rows)
 
     def _submit(
         self, command: Batch | Callable[[], None], count: int, records: int = CALL_RECORDS_MAX
@@ -526,7 +441,7 @@ class Engine:
             self._turn()
             rows = self.ledger.memory.rows_not_checkpointed
             if rows >= self.limits.checkpoint_rows or self.space.is_tight(self._owed(0)):
-                self._checkpoint_due.set()
+                self._checkpoints.due.set()
             await asyncio.sleep(0)
 
     def _must_wait(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from cluster.packed import BODY, BODY_BYTES, MEMBER, MEMBER_BODY, DifferingField
@@ -13,6 +13,9 @@ from shard_node.records import (
     GROUP_SIZE_AT,
     LEG,
     RecordKind,
+    TransferRecord,
+    transfer_of_body,
+    unpack_transfer,
 )
 
 if TYPE_CHECKING:
@@ -79,6 +82,21 @@ def read_recorded(reader: RecordReader, sequence: int) -> Recorded:
         metadata = reader.read_heap(sequence, offset + len(members), length)
     time_us, minor, decided_us = _first_source(reader, sequence, transaction_id)
     return Recorded(body, metadata, 0, 0, time_us, minor, transaction_id, decided_us)
+
+
+def read_outcome(reader: RecordReader, sequence: int) -> tuple[TransferRecord, bytes]:
+    """The (first) transfer under a key, with its outcome at the source, and its metadata."""
+    record, metadata = reader.read_transfer(sequence)
+    if record[BODY_BYTES] == RecordKind.TRANSFER:
+        return unpack_transfer(record), metadata
+    known = read_recorded(reader, sequence)
+    outcome = replace(
+        transfer_of_body(record),
+        reason=known.reason,
+        source_balance_minor=known.source_minor,
+        source_time_us=known.time_us,
+    )
+    return outcome, known.metadata[: outcome.metadata_bytes]
 
 
 def read_group(reader: RecordReader, sequence: int, offset: int, size: int) -> tuple[bytes, bytes]:

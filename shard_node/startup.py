@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cluster.clock import Clock
     from shard_node.checkpointer import StateWriter
-    from shard_node.engine import Limits
+    from shard_node.limits import Limits
     from shard_node.log import Log
     from shard_node.records import Block, LogIdentity
     from shard_node.state import StateReader
@@ -103,6 +103,8 @@ def open_engine(
     wall: Clock,
     writer: StateWriter,
     on_fatal: Callable[[BaseException], None],
+    *,
+    accept_empty: bool = False,
 ) -> Engine:
     """Opens a data folder and recovers it; the engine still has to be started.
 
@@ -110,6 +112,12 @@ def open_engine(
         DamagedLogError, DamagedStateError: what is there must not be served; the message says why.
     """
     log = LmdbLog(data / "log", identity, epoch, limits.log_map_bytes)
+    if log.last is None and epoch > 1 and not accept_empty:
+        log.close()
+        raise DamagedLogError(
+            f"shard {identity.shard_id} had {epoch - 1} epochs before, but {data} holds no log: "
+            "is this the right folder? (--accept-empty starts the shard's ledger anew)"
+        )
     file = StateFile(data / "state", limits.state_map_bytes)
     store = Store(LmdbState(file), log)
     ledger, recovery = recover(identity, store, limits, LocalStateWriter(file, log))

@@ -25,7 +25,7 @@ from shard_node.state import TABLES, DamagedStateError, LmdbState, StateFile
 from shard_node.store import Store
 
 if TYPE_CHECKING:
-    from shard_node.engine import Limits
+    from shard_node.limits import Limits
     from shard_node.records import Block, LogIdentity
 
 PROGRESS_S: Final = 10.0

@@ -228,7 +228,7 @@ async def test_a_transfer_is_found_by_its_name(live: LiveCluster, town: Town) ->
     done = await live.wallet.transfer(treasury, player, GOLD, 30, metadata=b"quest")
     found = await live.wallet.get_transfer(treasury, done.transfer_id)
     assert found.result.completed
-    assert (found.transfer.metadata, found.destination_balance_after_minor) == (b"quest", 30)
+    assert (found.transfer.metadata, found.transfer.amount_minor) == (b"quest", 30)
     refused = await live.wallet.transfer(player, treasury, GOLD, 31)
     assert refused.refusal is not None
     found = await live.wallet.get_transfer(player, refused.transfer_id)

@@ -1,19 +1,22 @@
 """A shard's engine in memory, with a log and a writer whose progress a test decides."""
 
 import asyncio
+import struct
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from cluster.clock import HybridClock, ManualClock
-from cluster.packed import BODY, BODY_BYTES, RESULT, RESULT_BYTES
+from cluster.packed import BODY_BYTES, RESULT_BYTES
 from shard_node.checkpointer import CheckpointReport, LocalStateWriter
-from shard_node.engine import Engine, Limits
+from shard_node.engine import Engine
 from shard_node.ledger import KIND_SYSTEM, Ledger
+from shard_node.limits import Limits
 from shard_node.log import MemoryLog
+from shard_node.memory_state import MemoryState
 from shard_node.records import BlockDraft, LogIdentity, cluster_id_of
-from shard_node.state import Checkpoint, MemoryState
+from shard_node.state import Checkpoint
 from shard_node.store import Store
 
 SHARD = 1
@@ -21,6 +24,10 @@ IDENTITY = LogIdentity(cluster_id_of("test"), SHARD)
 GOLD = 1
 START_US = 1_790_000_000_000_000
 FLOOR_MINOR = -(10**15)  # no transfer of these tests comes near it
+
+# The packed forms as `cluster.packed` documents them, of transfers that are of no group.
+_BODY = struct.Struct("<16s2Qq2QHHB3x")
+_RESULT = struct.Struct("<4B4x2q")
 
 
 def body(
@@ -35,7 +42,7 @@ def body(
     transfer_id: bytes = b"",
 ) -> bytes:
     """A packed transfer; its number is its id, unless one is given, and its reference."""
-    return BODY.pack(
+    return _BODY.pack(
         transfer_id or number.to_bytes(16, "big"),
         source,
         destination,
@@ -61,7 +68,7 @@ class Result:
 
 
 def results_of(packed: bytes) -> list[Result]:
-    return [Result(*RESULT.unpack_from(packed, at)) for at in range(0, len(packed), RESULT_BYTES)]
+    return [Result(*_RESULT.unpack_from(packed, at)) for at in range(0, len(packed), RESULT_BYTES)]
 
 
 def bodies_of(draft: BlockDraft) -> list[bytes]:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from cluster.clock import HybridClock, ManualClock
 from shard_node.books import Account, Period
 from shard_node.checkpointer import LocalStateWriter
-from shard_node.engine import Limits
 from shard_node.ledger import Batch, OpenStatus, StatusChange
+from shard_node.limits import Limits
 from shard_node.log import Log, MemoryLog
+from shard_node.memory_state import MemoryState
 from shard_node.queries import AccountHistory
 from shard_node.records import LogIdentity, cluster_id_of
 from shard_node.startup import checkpoint_now, recover
-from shard_node.state import TABLES, Checkpoint, MemoryState, StateReader
+from shard_node.state import TABLES, Checkpoint, StateReader
 from shard_node.store import Store
 from tests.support.naive_ledger import PLAYER, SYSTEM, Ask, Result
 

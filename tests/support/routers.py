@@ -7,18 +7,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.clock import ManualClock
 from cluster.shard_pool import ShardPool
 from cluster.topology import Topology
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
 from router.admin import AdminServicer, ProcessFacts
-from router.lanes import CALLS_IN_FLIGHT_MAX, QUEUED_TRANSFERS_MAX, Lanes
+from router.coordinators import CoordinatorPool
+from router.lanes import CALLS_IN_FLIGHT_MAX, QUEUED_TRANSFERS_MAX
+from router.routes import Routes
 from router.service import STREAM_WINDOW, Deadlines, WalletServicer
 from router.transfers import IN_FLIGHT_MAX, Admission, TransferExecutor
+from tests.support.coordinators import MemoryCoordinators
 from tests.support.shard_nodes import MemoryCluster, MemoryShardNode
 
 TOPOLOGY = Topology.even([1, 2, 3])
 SEED_OF_JITTER = 1
+NOW_US = 1_790_000_000_123_456
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Router:
     """The parts of a router, put together as its `__main__` does."""
 
     cluster: MemoryCluster
+    coordinators: MemoryCoordinators
     pool: ShardPool
     wallet: WalletServicer
     admin: AdminServicer
@@ -57,20 +63,29 @@ async def router(
     await cluster.start()
     membership = cluster.membership
     pool = ShardPool(membership, cluster.connect, random.Random(SEED_OF_JITTER))
-    lanes = Lanes(pool.execute_transfers, calls_max, queued_max)
-    executor = TransferExecutor(membership, pool, lanes, allow_imports=allow_imports)
+    coordinators = MemoryCoordinators(cluster)
+    if topology is not None:
+        await coordinators.start("c1")
+    coordinator_pool = CoordinatorPool(
+        membership, coordinators.connect, random.Random(SEED_OF_JITTER)
+    )
+    rng = random.Random(SEED_OF_JITTER)
+    routes = Routes(pool, coordinator_pool, rng, calls_max, queued_max)
+    executor = TransferExecutor(membership, pool, routes, allow_imports=allow_imports)
     deadlines = deadlines or Deadlines()
     wallet = WalletServicer(pool, executor, Admission(in_flight_max), deadlines, stream_window)
     process = ProcessFacts("r1", "test", 5, lambda: 1_500)
-    admin = AdminServicer(membership, pool, deadlines, process)
-    following = asyncio.get_running_loop().create_task(pool.follow())
+    admin = AdminServicer(membership, pool, deadlines, process, ManualClock(NOW_US))
+    loop = asyncio.get_running_loop()
+    following = [loop.create_task(each.follow()) for each in (pool, coordinator_pool)]
     try:
-        yield Router(cluster, pool, wallet, admin)
+        yield Router(cluster, coordinators, pool, wallet, admin)
     finally:
-        await lanes.close(0)
+        await routes.close(0)
         await pool.close(0)
+        await coordinator_pool.close(0)
         await membership.close()
-        await following
+        await asyncio.gather(*following)
 
 
 def accounts_of(shard_id: int, count: int, topology: Topology = TOPOLOGY) -> list[int]:
@@ -98,6 +113,27 @@ def transfer(shard_id: int, number: int, **changes: Any) -> types_pb2.Transfer:
         **changes,
     }
     return types_pb2.Transfer(**fields)
+
+
+def crossing(number: int, source_shard: int = 1, **changes: Any) -> types_pb2.Transfer:
+    """Transfer `number` from a shard to the next."""
+    (source,) = accounts_of(source_shard, 1)
+    (destination,) = accounts_of(source_shard % len(TOPOLOGY.shards) + 1, 1)
+    changes = {
+        "source_account_id": source,
+        "destination_account_id": destination,
+        **changes,
+    }
+    return transfer(source_shard, number, **changes)
+
+
+def group(number: int, *transfers: types_pb2.Transfer, **changes: Any) -> wallet.Group:
+    """Group `number` of these transfers, whose own ids are taken away."""
+    for each in transfers:
+        each.ClearField("transfer_id")
+    return wallet.Group(
+        **{"group_id": number.to_bytes(16, "big"), "transfers": transfers, **changes}
+    )
 
 
 def completed(number: int, *, repeat: bool = False) -> types_pb2.TransferResult:

@@ -5,25 +5,41 @@ through a `MemoryShardClient`, or put behind a real gRPC server: both speak the 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
 
 from cluster.membership import SHARD_NODE_ROLE, Member, MemoryMembership, MemoryStore
-from cluster.packed import BODY, BODY_BYTES, KEY_BYTES, RESULT, DifferingField
+from cluster.packed import (
+    BODY,
+    BODY_BYTES,
+    DECISION,
+    GROUP_RESULT,
+    KEY_BYTES,
+    MEMBER_BODY,
+    RESOLUTION,
+    RESULT,
+    DifferingField,
+    Fate,
+)
 from cluster.refusals import RefusalReason
 from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY, Fault
 from cluster.shard_client import Method, Q, R
 from cluster.topology import Topology
 from doubloon.v1 import admin_service_pb2 as admin
+from doubloon.v1 import coordinator_service_pb2 as coordinator
 from doubloon.v1 import shard_service_pb2 as shard
 from doubloon.v1 import shard_service_pb2_grpc, types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
 
 COMPLETED = types_pb2.TRANSFER_STATUS_COMPLETED
 REFUSED = types_pb2.TRANSFER_STATUS_REFUSED
+BUSY = GROUP_RESULT.pack(
+    types_pb2.TRANSFER_STATUS_FAULT, types_pb2.FAULT_CODE_UNAVAILABLE, 0, 0, 0, 0, 0, 0
+)
 
 
 class Context(Protocol):
@@ -44,7 +60,7 @@ class MemoryContext:
 
 def result_of(body: bytes) -> tuple[int, int, int, int, int, int]:
     """What a naive shard decides, from the body alone: its reference as time, amount as balance."""
-    _, source, destination, amount_minor, reference, _, currency, _, _ = BODY.unpack(body)
+    _, source, destination, amount_minor, reference, _, currency, *_ = MEMBER_BODY.unpack(body)
     for reason, applies in (
         (RefusalReason.BAD_AMOUNT, amount_minor <= 0),
         (RefusalReason.SAME_ACCOUNT, source == destination),
@@ -53,6 +69,23 @@ def result_of(body: bytes) -> tuple[int, int, int, int, int, int]:
         if applies:
             return REFUSED, reason, 0, 0, 0, 0
     return COMPLETED, 0, 0, 0, reference, amount_minor
+
+
+def group_result(row: tuple[int, ...], index: int = 0) -> bytes:
+    """A single transfer's result as that of a group."""
+    status, reason, differing, repeat, time_us, balance_minor = row
+    return GROUP_RESULT.pack(status, reason, differing, repeat, index, 0, time_us, balance_minor)
+
+
+def cut_groups(records: bytes, stride: int) -> Iterator[list[bytes]]:
+    """The records of each group, or of each transaction."""
+    at = 0
+    while at < len(records):
+        size = records[at + 62] or 1
+        group = [records[at + n * stride : at + (n + 1) * stride] for n in range(size)]
+        assert all(each[61] == n for n, each in enumerate(group)), "members are numbered"
+        yield group
+        at += size * stride
 
 
 @dataclass
@@ -67,6 +100,11 @@ class MemoryShardNode(shard_service_pb2_grpc.ShardServiceServicer):
         before: awaited before a call is looked at; may wait, or raise a Fault.
         after: awaited after a call has taken effect and before it is answered; may raise a Fault.
         balanced: what it says of its books.
+        busy: reference of a transfer → how many times more something in doubt stands in its way.
+        transactions: what it has in doubt, or decided and not finished.
+        fates: transaction → (fate, decided), for `Resolve`; UNDECIDED when not there.
+        clearing: what it answers to `GetClearing`, one after the other, the last for ever.
+        crossings: what it lists, whatever it is asked for.
         gone: set when the process dies; calls in progress on it are lost.
     """
 
@@ -77,6 +115,13 @@ class MemoryShardNode(shard_service_pb2_grpc.ShardServiceServicer):
     before: Callable[[str], Awaitable[None]] | None = None
     after: Callable[[str], Awaitable[None]] | None = None
     balanced: bool = True
+    busy: Counter[int] = field(default_factory=Counter)
+    transactions: list[coordinator.TransactionInfo] = field(default_factory=list)
+    fates: dict[bytes, tuple[Fate, int]] = field(default_factory=dict)
+    clearing: list[shard.GetClearingResponse] = field(
+        default_factory=lambda: [shard.GetClearingResponse()]
+    )
+    crossings: list[shard.Crossing] = field(default_factory=list)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ExecuteTransfers(  # noqa: N802 - the contract's name
@@ -88,16 +133,112 @@ class MemoryShardNode(shard_service_pb2_grpc.ShardServiceServicer):
         for start in range(0, len(request.bodies), BODY_BYTES):
             body = request.bodies[start : start + BODY_BYTES]
             metadata_bytes += BODY.unpack(body)[7]
-            results.append(RESULT.pack(*self._execute(body)))
+            results.append(BUSY if self._is_busy(body) else RESULT.pack(*self._execute(body)))
         assert metadata_bytes == len(request.metadata), "metadata belongs to these bodies"
         if self.after is not None:
             await self.after("ExecuteTransfers")
         return shard.ExecuteTransfersResponse(results=b"".join(results))
 
-    def _execute(self, body: bytes) -> tuple[int, ...]:
+    async def ExecuteGroups(  # noqa: N802 - the contract's name
+        self, request: shard.ExecuteGroupsRequest, context: Context
+    ) -> shard.ExecuteGroupsResponse:
+        await self._begin("ExecuteGroups", request, context)
+        results = []
+        for group in cut_groups(request.bodies, BODY_BYTES):
+            for body in group:
+                self._check_owner(body)
+            busy = self._is_busy(group[0])
+            results.append(BUSY if busy else group_result(self._execute(group[0])))
+        if self.after is not None:
+            await self.after("ExecuteGroups")
+        return shard.ExecuteGroupsResponse(results=b"".join(results))
+
+    def _is_busy(self, body: bytes) -> bool:
+        reference = BODY.unpack(body)[4]
+        self.busy[reference] -= self.busy[reference] > 0
+        return self.busy[reference] > 0
+
+    def _check_owner(self, body: bytes) -> None:
         _, source, destination, *_ = BODY.unpack(body)
         owners = {self.topology.shard_of(source), self.topology.shard_of(destination)}
         assert owners == {self.shard_id}, "a batch has only accounts of its shard"
+
+    async def GetClearing(  # noqa: N802 - the contract's name
+        self, request: shard.GetClearingRequest, context: Context
+    ) -> shard.GetClearingResponse:
+        await self._begin("GetClearing", request, context)
+        return self.clearing.pop(0) if len(self.clearing) > 1 else self.clearing[0]
+
+    async def ListCrossings(  # noqa: N802 - the contract's name
+        self, request: shard.ListCrossingsRequest, context: Context
+    ) -> shard.ListCrossingsResponse:
+        await self._begin("ListCrossings", request, context)
+        return shard.ListCrossingsResponse(
+            crossings=[
+                each
+                for each in self.crossings
+                if request.after_us < each.decided_us <= request.to_us
+            ]
+        )
+
+    async def ListTransactions(  # noqa: N802 - the contract's name
+        self, request: shard.ListTransactionsRequest, context: Context
+    ) -> shard.ListTransactionsResponse:
+        await self._begin("ListTransactions", request, context)
+        return shard.ListTransactionsResponse(
+            transactions=[
+                each
+                for each in self.transactions
+                if (not request.since_us or each.since_us <= request.since_us)
+                and request.transaction_id in {b"", each.transaction_id}
+            ]
+        )
+
+    async def Prepare(  # noqa: N802 - the contract's name
+        self, request: shard.PrepareRequest, context: Context
+    ) -> shard.PrepareResponse:
+        raise AssertionError("only coordinators prepare")
+
+    async def CommitHome(  # noqa: N802 - the contract's name
+        self, request: shard.CommitHomeRequest, context: Context
+    ) -> shard.CommitHomeResponse:
+        raise AssertionError("only coordinators commit")
+
+    async def Resolve(  # noqa: N802 - the contract's name
+        self, request: shard.ResolveRequest, context: Context
+    ) -> shard.ResolveResponse:
+        await self._begin("Resolve", request, context)
+        ids = [each for each, _ in DECISION.iter_unpack(request.transactions)]
+        found = [self.fates.get(each, (Fate.UNDECIDED, 0)) for each in ids]
+        return shard.ResolveResponse(resolutions=b"".join(RESOLUTION.pack(*one) for one in found))
+
+    async def CommitPrepared(  # noqa: N802 - the contract's name
+        self, request: shard.CommitPreparedRequest, context: Context
+    ) -> shard.CommitPreparedResponse:
+        await self._begin("CommitPrepared", request, context)
+        self._end(each for each, _ in DECISION.iter_unpack(request.decisions))
+        return shard.CommitPreparedResponse()
+
+    async def AbortPrepared(  # noqa: N802 - the contract's name
+        self, request: shard.AbortPreparedRequest, context: Context
+    ) -> shard.AbortPreparedResponse:
+        await self._begin("AbortPrepared", request, context)
+        self._end(each for each, _ in DECISION.iter_unpack(request.transactions))
+        return shard.AbortPreparedResponse()
+
+    async def Finish(  # noqa: N802 - the contract's name
+        self, request: shard.FinishRequest, context: Context
+    ) -> shard.FinishResponse:
+        await self._begin("Finish", request, context)
+        self._end([request.transaction_ids])
+        return shard.FinishResponse()
+
+    def _end(self, transaction_ids: Iterable[bytes]) -> None:
+        ended = set(transaction_ids)
+        self.transactions = [one for one in self.transactions if one.transaction_id not in ended]
+
+    def _execute(self, body: bytes) -> tuple[int, ...]:
+        self._check_owner(body)
         known = self.recorded.get(body[:KEY_BYTES])
         if known is not None:
             if known[0] != body:

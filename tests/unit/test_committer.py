@@ -170,7 +170,7 @@ async def test_a_failed_append_is_fatal_and_lets_nobody_go() -> None:
         await it.log.begun(1)
         it.log.error = OSError("the disk is gone")
         it.log.let_go()
-        while not it.fatal:
+        while not it.fatal:  # noqa: ASYNC110 - a few turns of the loop, and no event to wait for
             await asyncio.sleep(0)
         it.log.error = None  # the next would succeed, over a hole: it must not be tried
         it.seal()

@@ -36,11 +36,22 @@ PURE_CORES = {
     "cluster.refusals",
     "cluster.topology",
     "coordinator.two_phase",
+    "router.audit",
+    "router.groups",
+    "router.results",
     "router.routing",
     "shard_node.books",
+    "shard_node.clearing",
+    "shard_node.groups",
     "shard_node.ledger",
-    "shard_node.periods",
+    "shard_node.legs",
+    "shard_node.memory",
+    "shard_node.open_block",
+    "shard_node.participant",
+    "shard_node.posting",
+    "shard_node.recorded",
     "shard_node.records",
+    "shard_node.transactions",
 }
 
 # All that a pure core may take from outside: no I/O, clock, chance, threads or event loop.
@@ -51,7 +62,10 @@ PURE_TAKES = {
 }  # fmt: skip
 
 # Messages are data as well; a router's core slices a request in place rather than copy it.
-PURE_TAKES_TOO = {"router.routing": {"doubloon.v1.types_pb2", "doubloon.v1.wallet_service_pb2"}}
+_MESSAGES = {"doubloon.v1.types_pb2", "doubloon.v1.wallet_service_pb2"}
+PURE_TAKES_TOO = {
+    f"router.{core}": _MESSAGES | {"doubloon.v1"} for core in ("groups", "results", "routing")
+}
 
 # Reaching for any of these while a module is imported is work, not a definition.
 NOT_AT_IMPORT = {

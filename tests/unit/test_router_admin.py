@@ -123,7 +123,7 @@ async def test_the_status_shows_shards_that_do_not_answer_as_unreachable() -> No
         assert response.shards[0].durable_block == 7
         assert (response.shards[1].epoch, response.shards[1].primary) == (1, "shard2-1")
         assert response.shards[1].durable_block == 0
-        assert [one.id for one in response.members] == ["shard1-1", "shard2-1"]
+        assert [one.id for one in response.members] == ["c1", "shard1-1", "shard2-1"]
         assert response.topology_version == 1
         assert response.etcd_connected
 

@@ -25,9 +25,16 @@ class Shard:
     """Answers each body with its number, once told to."""
 
     def __init__(
-        self, calls_max: int = 2, queued_max: int = 1_000_000, small_below: int = 0
+        self,
+        calls_max: int = 2,
+        queued_max: int = 1_000_000,
+        small_below: int = 0,
+        small_calls_max: int = 1,
+        items_max: int = BATCH_TRANSFERS_MAX,
     ) -> None:
-        self.lanes = Lanes(self.send, calls_max, queued_max, small_below)
+        self.lanes = Lanes(
+            self.send, calls_max, queued_max, small_below, small_calls_max, items_max
+        )
         self.calls: list[tuple[list[int], bytes, int]] = []
         self.deadlines_s: list[float] = []
         self.answers: list[asyncio.Future[bytes]] = []
@@ -65,7 +72,7 @@ class Shard:
     ) -> asyncio.Task[bytes]:
         bodies = b"".join(map(body, numbers))
         return asyncio.ensure_future(
-            self.lanes.execute(SHARD, bodies, metadata, version, deadline_s)
+            self.lanes.execute(SHARD, bodies, metadata, len(numbers), version, deadline_s)
         )
 
     def sent(self) -> list[list[int]]:
@@ -327,3 +334,44 @@ async def test_closing_waits_for_what_is_in_flight_within_its_grace() -> None:
     await closing
     assert asyncio.get_running_loop().time() == pytest.approx(3)
     assert shard.in_flight == 0
+
+
+@virtual_time
+async def test_as_many_small_calls_as_allowed() -> None:
+    shard = Shard(calls_max=8, small_below=3, small_calls_max=2)
+    works = []
+    for number in range(5):
+        works.append(shard.execute(number))
+        await settle()
+    assert shard.sent() == [[0], [1], [2, 3, 4]]
+    for call in range(3):
+        shard.answer(call)
+    assert await asyncio.gather(*works) == [result(n) for n in range(5)]
+
+
+@virtual_time
+async def test_a_call_has_no_more_items_than_allowed() -> None:
+    shard = Shard(calls_max=1, items_max=2)
+    works = [shard.execute(number) for number in range(5)]
+    await settle()
+    for call in range(3):
+        shard.answer(call)
+        await settle()
+    assert shard.sent() == [[0, 1], [2, 3], [4]]
+    await asyncio.gather(*works)
+
+
+@virtual_time
+async def test_a_lane_in_which_nothing_is_left_is_forgotten() -> None:
+    shard = Shard(calls_max=1)
+    works = [shard.execute(1)]
+    await settle()
+    works.append(shard.execute(2, deadline_s=0.5))
+    assert list(shard.lanes.keys()) == [SHARD]
+    with pytest.raises(Fault):
+        await works[1]
+    assert list(shard.lanes.keys()) == [SHARD]
+    shard.answer(0)
+    await works[0]
+    await settle()
+    assert not shard.lanes.keys()

@@ -6,22 +6,20 @@ from typing import Any
 
 import pytest
 
-from cluster.packed import BODY, BODY_BYTES, RESULT, DifferingField
+from cluster.packed import (
+    BODY,
+    BODY_BYTES,
+    GROUP_RESULT,
+    MEMBER,
+    RESULT,
+    DifferingField,
+)
 from cluster.refusals import RefusalReason, retry_class
 from cluster.topology import Topology
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
-from router.routing import (
-    MalformedResults,
-    Outcome,
-    Rules,
-    crossing_fault,
-    is_account_id,
-    split,
-    split_accounts,
-    unpack,
-    write_results,
-)
+from router.results import MalformedResults, Outcome, unpack, write_results
+from router.routing import Packed, Rules, is_account_id, split, split_accounts
 
 TOPOLOGY = Topology.even([1, 2, 3])
 RULES = Rules(TOPOLOGY, {"GOLD": 1, "GEM": 2}, allow_imports=False)
@@ -30,6 +28,7 @@ IMPORTING = Rules(TOPOLOGY, {"GOLD": 1, "GEM": 2}, allow_imports=True)
 INVALID = types_pb2.FAULT_CODE_INVALID_ARGUMENT
 DENIED = types_pb2.FAULT_CODE_PERMISSION_DENIED
 COMPLETED = types_pb2.TRANSFER_STATUS_COMPLETED
+POSTING = types_pb2.TRANSFER_STATUS_COMMITTED_POSTING
 REFUSED = types_pb2.TRANSFER_STATUS_REFUSED
 FAULT = types_pb2.TRANSFER_STATUS_FAULT
 
@@ -105,7 +104,7 @@ def test_a_malformed_item_faults_alone(changes: dict[str, Any], code: int, field
     assert fault.message
     assert not fault.indefinite
     assert not parts.answered
-    assert not parts.crossing
+    assert parts.crossing is None
     assert parts.batches.keys() == {2}
     assert parts.batches[2].positions == [0, 2]
 
@@ -130,7 +129,7 @@ def test_the_last_well_formed_values_pass(changes: dict[str, Any]) -> None:
     one_shard = Rules(Topology.even([9]), RULES.currency_numbers, allow_imports=False)
     parts = split([(0, transfer(**changes))], one_shard, "transfers")
     assert not parts.answered
-    assert not parts.crossing
+    assert parts.crossing is None
     assert parts.batches[9].positions == [0]
 
 
@@ -140,7 +139,7 @@ def test_the_last_well_formed_values_pass(changes: dict[str, Any]) -> None:
 def test_imports_where_they_are_allowed(import_time_us: int, field: str | None) -> None:
     parts = split([(0, transfer(import_time_us=import_time_us))], IMPORTING, "transfers")
     if field is None:
-        assert BODY.unpack(parts.batches[2].bodies)[5] == import_time_us
+        assert BODY.unpack(parts.batches[2].records)[5] == import_time_us
     else:
         fault = parts.answered[0]
         assert isinstance(fault, types_pb2.Fault)
@@ -158,7 +157,7 @@ def test_a_body_holds_every_field() -> None:
         type=types_pb2.TRANSFER_TYPE_ADJUSTMENT,
     )
     batch = split([(0, item)], IMPORTING, "transfers").batches[2]
-    assert BODY.unpack(batch.bodies) == (
+    assert BODY.unpack(batch.records) == (
         b"0123456789abcdef", ONE, OTHER, -7, 2**64 - 1, 99, 2, 7, 7,
     )  # fmt: skip
     assert batch.metadata == b"order 5"
@@ -166,14 +165,15 @@ def test_a_body_holds_every_field() -> None:
 
 def test_an_unregistered_currency_travels_as_0_to_be_refused_by_the_shard() -> None:
     batch = split([(0, transfer(currency="DUST"))], RULES, "transfers").batches[2]
-    assert BODY.unpack(batch.bodies)[6] == 0
+    assert BODY.unpack(batch.records)[6] == 0
 
 
 @pytest.mark.parametrize(
     ("changes", "goes"),
     [
         ({}, "crossing"),
-        ({"currency": "DUST"}, "crossing"),
+        ({"currency": "DUST"}, RefusalReason.UNKNOWN_CURRENCY),
+        ({"currency": "DUST", "amount_minor": 0}, RefusalReason.BAD_AMOUNT),
         ({"amount_minor": 0}, RefusalReason.BAD_AMOUNT),
         ({"amount_minor": -1}, RefusalReason.BAD_AMOUNT),
         ({"amount_minor": 0, "destination_account_id": OTHER}, "shard"),
@@ -184,16 +184,38 @@ def test_an_unregistered_currency_travels_as_0_to_be_refused_by_the_shard() -> N
 def test_between_two_shards(changes: dict[str, Any], goes: object) -> None:
     item = transfer(**{"destination_account_id": ELSEWHERE, **changes})
     parts = split([(4, item)], RULES, "transfers")
-    assert parts.crossing == ([4] if goes == "crossing" else [])
+    crossing = Packed([4], MEMBER.pack(body_of(item), 2, 3), b"", (2, 3))
+    assert parts.crossing == (crossing if goes == "crossing" else None)
     assert [own.positions for own in parts.batches.values()] == ([[4]] if goes == "shard" else [])
-    refused: dict[int, Outcome] = {4: (REFUSED, RefusalReason.BAD_AMOUNT, 0, 0, 0, 0)}
-    assert parts.answered == (refused if goes is RefusalReason.BAD_AMOUNT else {})
+    is_refused = isinstance(goes, RefusalReason)
+    assert parts.answered == ({4: (REFUSED, goes, 0, 0, 0, 0)} if is_refused else {})
 
 
-def test_the_answer_for_a_crossing_transfer() -> None:
-    fault = crossing_fault(3, "transfers", indefinite=False)
-    assert fault.code == types_pb2.FAULT_CODE_UNIMPLEMENTED
-    assert (fault.field, fault.index, fault.indefinite) == ("transfers", 3, False)
+def body_of(item: types_pb2.Transfer) -> bytes:
+    return BODY.pack(
+        item.transfer_id, item.source_account_id, item.destination_account_id, item.amount_minor,
+        item.reference, item.import_time_us, 1, len(item.metadata), item.type,
+    )  # fmt: skip
+
+
+def test_what_crosses_is_one_part_in_request_order_whatever_its_shards() -> None:
+    first, third = accounts_of(1, 1)[0], accounts_of(3, 1)[0]
+    batch = [
+        transfer(destination_account_id=third, metadata=b"one"),
+        transfer(),
+        transfer(destination_account_id=first, reference=2, metadata=b"two"),
+        transfer(destination_account_id=third, reference=3),
+    ]
+    crossing = split(enumerate(batch), RULES, "transfers").crossing
+    assert crossing is not None
+    assert crossing.positions == [0, 2, 3]
+    assert crossing.metadata == b"onetwo"
+    assert crossing.shards == (1, 2, 3)
+    assert list(MEMBER.iter_unpack(crossing.records)) == [
+        (body_of(batch[0]), 2, 3),
+        (body_of(batch[2]), 2, 1),
+        (body_of(batch[3]), 2, 3),
+    ]
 
 
 def test_transfer_types_have_no_gaps() -> None:
@@ -250,11 +272,6 @@ def naive_answer(item: types_pb2.Transfer, index: int) -> types_pb2.TransferResu
             return result
     if item.amount_minor <= 0:
         return naive_refusal(RefusalReason.BAD_AMOUNT)
-    homes = {TOPOLOGY.shard_of(i) for i in (item.source_account_id, item.destination_account_id)}
-    if len(homes) == 2:
-        result.fault.code, result.fault.field = types_pb2.FAULT_CODE_UNIMPLEMENTED, "transfers"
-        result.fault.index = index
-        return result
     if item.source_account_id == item.destination_account_id:
         return naive_refusal(RefusalReason.SAME_ACCOUNT)
     if item.currency == "DUST":
@@ -274,12 +291,12 @@ def naive_refusal(reason: RefusalReason) -> types_pb2.TransferResult:
     )
 
 
-def execute_naively(bodies: bytes) -> bytes:
-    """A shard that decides from the body alone, so that each result tells whose it is."""
+def execute_naively(records: bytes, stride: int = BODY_BYTES) -> bytes:
+    """Decides from the body alone, so that each result tells whose it is."""
     results = []
-    for start in range(0, len(bodies), BODY_BYTES):
+    for start in range(0, len(records), stride):
         _, source, destination, amount_minor, reference, _, currency, _, _ = BODY.unpack_from(
-            bodies, start
+            records, start
         )
         if amount_minor <= 0:
             results.append(RESULT.pack(REFUSED, RefusalReason.BAD_AMOUNT, 0, 0, 0, 0))
@@ -297,12 +314,13 @@ def test_random_batches_come_out_as_the_naive_model_says(rng: random.Random) -> 
         batch = [random_transfer(rng) for _ in range(size)]
         parts = split(enumerate(batch), RULES, "transfers")
         outcomes = dict(parts.answered)
-        for position in parts.crossing:
-            outcomes[position] = crossing_fault(position, "transfers", indefinite=False)
-        for own in parts.batches.values():
+        ways = [(own, BODY_BYTES) for own in parts.batches.values()]
+        if parts.crossing is not None:
+            ways.append((parts.crossing, MEMBER.size))
+        for own, stride in ways:
             assert own.positions == sorted(own.positions)
             assert own.metadata == b"".join(batch[at].metadata for at in own.positions)
-            rows = unpack(execute_naively(own.bodies), len(own.positions))
+            rows = unpack(execute_naively(own.records, stride), own.positions)
             outcomes.update(zip(own.positions, rows, strict=True))
         response = wallet.TransferBatchResponse()
         write_results([outcomes[at] for at in range(size)], response.results.add)
@@ -342,7 +360,8 @@ def test_every_refusal_is_written_with_its_retry_class(reason: RefusalReason) ->
 @pytest.mark.parametrize("differing", list(DifferingField)[1:], ids=lambda field: field.name)
 def test_a_differing_field_is_named_as_in_the_message(differing: DifferingField) -> None:
     (result,) = written([(REFUSED, RefusalReason.KEY_REUSED, differing, 0, 0, 0)])
-    assert result.refusal.differing_field in types_pb2.Transfer.DESCRIPTOR.fields_by_name
+    messages = types_pb2.Transfer.DESCRIPTOR, wallet.Group.DESCRIPTOR
+    assert any(result.refusal.differing_field in each.fields_by_name for each in messages)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +383,38 @@ def test_what_no_shard_may_send_is_not_passed_on(row: tuple[int, int, int, int, 
 @pytest.mark.parametrize("size", [0, 1, 23, 25, 48])
 def test_results_of_another_length_are_not_taken(size: int) -> None:
     with pytest.raises(MalformedResults):
-        unpack(bytes(size), 1)
+        unpack(bytes(size), [0])
+
+
+def test_packed_faults_are_told_apart_from_the_rest() -> None:
+    rows = [
+        (COMPLETED, 0, 0, 1, 9, 0, 5, -6),
+        (FAULT, types_pb2.FAULT_CODE_UNAVAILABLE, 0, 0, 0, 0, 0, 0),
+        (FAULT, types_pb2.FAULT_CODE_DEADLINE_EXCEEDED, 0, 0, 0, 1, 0, 0),
+        (POSTING, 0, 0, 0, 0, 0, 7, 8),
+        (REFUSED, RefusalReason.KEY_REUSED, DifferingField.TYPE, 0, 3, 0, 0, 0),
+    ]
+    packed = b"".join(GROUP_RESULT.pack(*row) for row in rows)
+    found = unpack(packed, [10, 11, 12, 13, 14])
+    assert found[0::3] == [(COMPLETED, 0, 0, 1, 5, -6), (POSTING, 0, 0, 0, 7, 8)]
+    assert found[4] == (REFUSED, RefusalReason.KEY_REUSED, DifferingField.TYPE, 0, 0, 0)
+    results = written(found)
+    assert [
+        (one.fault.code, one.fault.index, one.fault.indefinite, bool(one.fault.message))
+        for one in results[1:3]
+    ] == [
+        (types_pb2.FAULT_CODE_UNAVAILABLE, 11, False, True),
+        (types_pb2.FAULT_CODE_DEADLINE_EXCEEDED, 12, True, True),
+    ]
+    assert results[3] == types_pb2.TransferResult(
+        status=POSTING, time_us=7, source_balance_after_minor=8
+    )
+
+
+@pytest.mark.parametrize("code", [0, 99])
+def test_a_packed_fault_of_no_known_code_is_not_passed_on(code: int) -> None:
+    with pytest.raises(MalformedResults):
+        unpack(GROUP_RESULT.pack(FAULT, code, 0, 0, 0, 0, 0, 0), [0])
 
 
 PLAYER, SYSTEM = types_pb2.ACCOUNT_KIND_PLAYER, types_pb2.ACCOUNT_KIND_SYSTEM

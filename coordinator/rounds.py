@@ -1,0 +1,388 @@
+"""All transactions in progress: carries the two-phase machine's actions to the shards, batched.
+
+Each kind of message to each shard has a lane, so whatever is at hand goes in one PREPARE, one
+COMMIT to the home and one COMMIT to the participants for each shard: that is a round. A shard is
+home of some transactions and participant of others, and several rounds overlap. No transaction has
+a task, a timer or a future of its own; calls have.
+
+A transaction goes on after its client's time is over, until what it has begun is settled or a call
+for it fails; from there on a sweep settles it (see `recovery`).
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import grpc
+import structlog
+
+from cluster.clock import HybridClock
+from cluster.packed import ANSWER, BATCH_TRANSFERS_MAX, TRANSACTION_ID_BYTES, VOTE, Vote
+from cluster.rpc import Fault
+from cluster.shard_client import (
+    ABORT_PREPARED,
+    COMMIT_HOME,
+    COMMIT_PREPARED,
+    FINISH,
+    PREPARE,
+    Method,
+    Q,
+    R,
+)
+from cluster.topology import Topology
+from coordinator.lanes import Lane, LaneRules
+from coordinator.transactions import Item, Job
+from coordinator.two_phase import (
+    NOT_UNDERSTOOD,
+    AbortPrepared,
+    Actions,
+    Answer,
+    CommitHome,
+    CommitPrepared,
+    Finish,
+    IllegalTransition,
+    Prepare,
+    State,
+)
+from doubloon.v1 import shard_service_pb2 as shard_pb2
+
+# An attempt that takes longer is given up by its home. Ample beside a shard node's restart, short
+# beside a person's patience for money that is reserved in vain.
+TRANSACTION_LIFE_US: Final = 5_000_000
+# Long enough for a shard node to restart, so that an attempt survives it; well within its life.
+CALL_TIMEOUT_S: Final = 2.0
+# What stands in the way is most often decided within a few round trips.
+RETRY_FIRST_S: Final = 0.01
+RETRY_MAX_S: Final = 0.5
+# Forgetting decisions is nobody's hurry; a shard's table of them has room for seconds.
+FINISH_HOLD_S: Final = 0.05
+# What waits for a shard that is away. Beyond it the sweep, and the deadlines, do the same.
+LAZY_QUEUED_MAX: Final = 8 * BATCH_TRANSFERS_MAX
+# Sixteen full batches, some 25 MB of packed members with what Python adds: a second's work.
+IN_PROGRESS_MAX: Final = 16 * BATCH_TRANSFERS_MAX
+# A call that ends at its client's deadline is heard before the client is answered.
+DEADLINE_GRACE_S: Final = 0.01
+
+_YES: Final = VOTE.pack(Vote.YES, 0, 0)
+
+_LOG = structlog.stdlib.get_logger("rounds")
+
+
+class Shards(Protocol):
+    """How shards are reached; `cluster.shard_pool.ShardPool` is the real one."""
+
+    @property
+    def topology(self) -> Topology:
+        """The last known topology. Raises Fault when there is none."""
+        ...
+
+    async def call(
+        self,
+        shard_id: int,
+        method: Method[Q, R],
+        request: Q,
+        topology_version: int,
+        deadline_s: float,
+    ) -> R:
+        """Ask a shard, again while it is unavailable, until the deadline. Raises Fault."""
+        ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has been done since the process started; `doubloon.v1.GetCoordinatorStatusResponse`."""
+
+    transactions: int = 0
+    committed: int = 0
+    refused: int = 0
+    busy: int = 0
+    rounds: int = 0
+    shard_calls: int = 0
+
+
+class Rounds:
+    """The transactions in progress.
+
+    Args:
+        shards: see there.
+        clock: stamps deadlines and requests, and observes the shards' clocks.
+        rng: for jitter.
+        random_bytes: gives so many, for transaction ids: nobody else may ever make the same.
+        in_progress_max: members in progress; beyond it callers hear RESOURCE_EXHAUSTED.
+        rules: of the lanes on a client's way.
+
+    Attributes:
+        counters: see there.
+        in_progress: transactions.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        clock: HybridClock,
+        rng: random.Random,
+        random_bytes: Callable[[int], bytes],
+        in_progress_max: int = IN_PROGRESS_MAX,
+        rules: LaneRules | None = None,
+    ) -> None:
+        self._shards = shards
+        self._clock = clock
+        self._rng = rng
+        self._random_bytes = random_bytes
+        self._in_progress_max = in_progress_max
+        self._members_in_progress = 0
+        self._rules = rules or LaneRules()
+        # By (shard, topology version by which the members name their shards).
+        self._prepares: dict[tuple[int, int], Lane[Item]] = {}
+        self._homes: dict[tuple[int, int], Lane[Item]] = {}
+        # By shard.
+        self._posts: dict[int, Lane[Item]] = {}
+        self._aborts: dict[int, Lane[bytes]] = {}
+        self._finishes: dict[int, Lane[bytes]] = {}
+        self._round_began_s = -1.0
+        self.counters = Counters()
+        self.in_progress = 0
+
+    async def execute(
+        self, items: Sequence[Item], topology_version: int, deadline_s: float
+    ) -> bytes:
+        """Run transactions; return their packed results, in order.
+
+        Args:
+            items: at least one, none begun.
+            topology_version: by which they name their shards.
+            deadline_s: when to answer at the latest, in the running loop's time.
+
+        Raises:
+            Fault: RESOURCE_EXHAUSTED, definite: nothing was begun.
+        """
+        weight = sum(item.size for item in items)
+        # A batch that finds nothing in progress is taken whatever its size.
+        if self._members_in_progress and self._members_in_progress + weight > self._in_progress_max:
+            raise Fault(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self.in_progress} transactions are in progress in this coordinator",
+            )
+        self._members_in_progress += weight
+        self.in_progress += len(items)
+        self.counters.transactions += len(items)
+        job = Job(len(items), asyncio.get_running_loop().create_future())
+        for position, item in enumerate(items):
+            item.job, item.position, item.topology_version = job, position, topology_version
+        self._begin(items)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline_s + DEADLINE_GRACE_S):
+                    await job.done
+        finally:
+            # Also when the caller went away: whatever nobody waits for any more is told so.
+            for item in items:
+                if not item.is_answered and not item.is_settled:
+                    self._apply(item, item.deadline())
+        return b"".join(job.results)
+
+    async def close(self, grace_s: float) -> None:
+        """Let what is settled without a client end, for so long."""
+        lanes: list[Lane[Item] | Lane[bytes]] = [
+            *self._prepares.values(), *self._homes.values(), *self._posts.values(),
+            *self._aborts.values(), *self._finishes.values(),
+        ]  # fmt: skip
+        await asyncio.gather(*(lane.close(grace_s) for lane in lanes))
+
+    # --- from actions to lanes ------------------------------------------------------------------
+
+    def _begin(self, items: Iterable[Item]) -> None:
+        """Begin an attempt of each."""
+        items = tuple(items)
+        deadline_us = self._clock.tick() + TRANSACTION_LIFE_US
+        ids = self._random_bytes(TRANSACTION_ID_BYTES * len(items))
+        for at, item in enumerate(items):
+            start = at * TRANSACTION_ID_BYTES
+            self._apply(item, item.begin(ids[start : start + TRANSACTION_ID_BYTES], deadline_us))
+
+    def _apply(self, item: Item, actions: Actions) -> None:
+        """Do what a transaction's event called for."""
+        for action in actions:
+            match action:
+                case Prepare():
+                    for shard in item.participants:
+                        self._prepare_lane(shard, item.topology_version).put(item, item.size)
+                case CommitHome(vote):
+                    item.vote_asked = vote
+                    self._home_lane(item.home, item.topology_version).put(item, item.size)
+                case CommitPrepared(decision, shards):
+                    item.decision = decision
+                    for shard in shards:
+                        self._post_lane(shard).put(item)
+                case Answer(result):
+                    self._answer(item, result)
+                case Finish():
+                    self._finish_lane(item.home).put(item.transaction_id)
+                case AbortPrepared(transaction, shards):
+                    for shard in shards:
+                        self._abort_lane(shard).put(transaction)
+                case _:
+                    self.counters.busy += 1
+        if item.state is State.ENDED and not item.is_settled:
+            self._settle(item)
+
+    def _answer(self, item: Item, result: bytes) -> None:
+        assert item.job is not None, "it is being executed"
+        item.job.answer(item.position, result)
+
+    def _settle(self, item: Item) -> None:
+        item.is_settled = True
+        self.in_progress -= 1
+        self._members_in_progress -= item.size
+
+    def _give_up(self, item: Item, error: IllegalTransition) -> None:
+        """A shard broke the protocol: leave the transaction to the sweep, and say so."""
+        _LOG.error("protocol_broken", transaction=item.transaction_id.hex(), reason=str(error))
+        if not item.is_answered:
+            self._answer(item, NOT_UNDERSTOOD)
+        self._settle(item)
+
+    def _retry_later(self, items: Iterable[Item]) -> None:
+        """Begin anew, after a pause, those of the items that wait for it."""
+        by_attempts: dict[int, list[Item]] = {}
+        for item in items:
+            if item.state is State.WAITING and not item.is_settled:
+                by_attempts.setdefault(item.attempts, []).append(item)
+        for attempts, waiting in by_attempts.items():
+            pause_s = min(RETRY_FIRST_S * 2 ** (attempts - 1), RETRY_MAX_S)
+            asyncio.get_running_loop().call_later(
+                pause_s * self._rng.uniform(0.5, 1.0), self._retry, waiting
+            )
+
+    def _retry(self, items: list[Item]) -> None:
+        waiting = [item for item in items if item.state is State.WAITING]
+        version = self._shards.topology.version
+        self._begin(item for item in waiting if item.topology_version == version)
+        for item in waiting:
+            # Under another topology its members name the wrong shards; nothing of it has happened.
+            if item.topology_version != version:
+                self._apply(item, item.deadline())
+
+    # --- calls to shards ------------------------------------------------------------------------
+
+    async def _prepare(self, shard: int, version: int, batch: list[Item]) -> bool:
+        """PREPARE; what has ended while it waited is left out."""
+        batch = [item for item in batch if item.state is State.PREPARING]
+        if not batch:
+            return True
+        self._count_round()
+        headers, members, metadata = zip(
+            *[item.for_participant(shard) for item in batch], strict=True
+        )
+        request = shard_pb2.PrepareRequest(
+            headers=b"".join(headers),
+            members=b"".join(members),
+            metadata=b"".join(metadata),
+            clock_us=self._clock.tick(),
+        )
+        response = await self._call(shard, PREPARE, request, version)
+        votes = b"" if response is None else response.votes
+        if response is None or len(votes) != len(batch) * VOTE.size:
+            for item in batch:
+                self._event(item, item.unreached, shard)
+            return False
+        self._clock.observe(response.clock_us)
+        if votes == _YES * len(batch):
+            for item in batch:
+                self._event(item, item.vote, shard, Vote.YES, 0, 0)
+        else:
+            for item, vote in zip(batch, VOTE.iter_unpack(votes), strict=True):
+                self._event(item, item.vote, shard, *vote)
+        return True
+
+    async def _commit_home(self, shard: int, version: int, batch: list[Item]) -> bool:
+        """COMMIT, to the home."""
+        request = shard_pb2.CommitHomeRequest(
+            headers=b"".join([item.header for item in batch]),
+            members=b"".join([item.members for item in batch]),
+            metadata=b"".join([item.metadata for item in batch]),
+            votes=b"".join([item.vote_asked for item in batch]),
+            clock_us=self._clock.tick(),
+        )
+        response = await self._call(shard, COMMIT_HOME, request, version)
+        answers = b"" if response is None else response.answers
+        if response is None or len(answers) != len(batch) * ANSWER.size:
+            for item in batch:
+                self._event(item, item.home_unknown)
+            self._retry_later(batch)
+            return False
+        self._clock.observe(response.clock_us)
+        for item, answer in zip(batch, ANSWER.iter_unpack(answers), strict=True):
+            self._event(item, item.home_answer, answer)
+            self._count_outcome(answer[0], answer[1])
+        self._retry_later(batch)
+        return True
+
+    async def _commit_prepared(self, shard: int, batch: list[Item]) -> bool:
+        """COMMIT, to a participant."""
+        request = shard_pb2.CommitPreparedRequest(
+            decisions=b"".join([item.decision for item in batch]), clock_us=self._clock.tick()
+        )
+        response = await self._call(shard, COMMIT_PREPARED, request)
+        if response is None:
+            for item in batch:
+                self._event(item, item.post_unknown, shard)
+            return False
+        self._clock.observe(response.clock_us)
+        for item in batch:
+            self._event(item, item.posted, shard)
+        return True
+
+    async def _abort(self, shard: int, batch: list[bytes]) -> bool:
+        request = shard_pb2.AbortPreparedRequest(transactions=b"".join(batch))
+        return await self._call(shard, ABORT_PREPARED, request) is not None
+
+    async def _finish(self, shard: int, batch: list[bytes]) -> bool:
+        request = shard_pb2.FinishRequest(transaction_ids=b"".join(batch))
+        return await self._call(shard, FINISH, request) is not None
+
+    async def _call(
+        self, shard: int, method: Method[Q, R], request: Q, version: int = 0
+    ) -> R | None:
+        """Ask a shard; None = whatever went wrong, whether it did it is not known.
+
+        What names transactions by id alone is asked by today's topology (version 0).
+        """
+        self.counters.shard_calls += 1
+        deadline_s = asyncio.get_running_loop().time() + CALL_TIMEOUT_S
+        try:
+            version = version or self._shards.topology.version
+            return await self._shards.call(shard, method, request, version, deadline_s)
+        except Fault as fault:
+            _LOG.debug("call_failed", shard=shard, method=method.name, fault=str(fault))
+            return None
+
+    def _event(self, item: Item, event: Callable[..., Actions], *args: object) -> None:
+        """Apply an event and do what it calls for."""
+        if item.is_settled:
+            return
+        try:
+            actions = event(*args)
+        except IllegalTransition as error:
+            self._give_up(item, error)
+            return
+        if actions or item.state is State.ENDED:
+            self._apply(item, actions)
+
+    # --- small parts ----------------------------------------------------------------------------
+
+    def _count_round(self) -> None:
+        """Count calls that begin in one turn of the loop once."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s != self._round_began_s:
+            self._round_began_s = now_s
+            self.counters.rounds += 1
+
+    def _count_outcome(self, fate: int, outcome: int) -> None:
+        if fate == 1:
+            self.counters.committed += 1
+        elif outcome == 2:
+            self.counters.refused += 1

@@ -1,0 +1,535 @@
+"""Two-phase commit as its coordinator sees it: one transaction, pure.
+
+Theory of operation
+-------------------
+
+A *transaction* carries one key's intent (a transfer, or a group) through as many *attempts* as it
+takes, one at a time. An attempt has a fresh id and a deadline, both given by the caller. Its *home*
+(the shard of the first source) decides; the other shards are its *participants*. The coordinator
+keeps nothing durable: everything that matters is in the shards' logs before they answer.
+
+    message          durable before the answer                    so that
+    PREPARE          YES: the reservation and PREPARED            a YES can always be posted
+    COMMIT, to home  the home's legs and the decision, or the     there is one decision, and one
+                     refusal; ABORTED says: never committed       place that has it
+    COMMIT           the participant's legs                       COMPLETED means visible on both
+    ABORT            that the id has ended                        a late PREPARE reserves nothing
+    FINISH           nothing: the home forgets a decision that every participant has posted
+
+The states of a transaction, and whether anybody still waits to hear of it:
+
+    WAITING            no attempt is under way: before the first, and between two
+    PREPARING          PREPARE is out; the home knows nothing, and may be left so
+    INQUIRING          it cannot be decided now; the home is asked whether the key has an outcome
+    DECIDING           the home has been asked to decide, and may have
+    POSTING            committed; some participants have not said that they posted it
+    FOLLOWING          another attempt of the same key has committed; as POSTING, for that one
+    DECIDING_UNHEARD,  as DECIDING and POSTING, when the client's time was over before they ended
+    POSTING_UNHEARD
+    ENDED              nothing more will be done, and nothing that still comes in matters
+
+The coordinator may crash at any point, because:
+
+- PREPARING, INQUIRING: the home was never asked to commit this id. Past the deadline it refuses to,
+  so whoever sweeps gets ABORTED from it, for ever, and frees the participants.
+- DECIDING: the home's log knows. The sweep asks it, and commits or aborts the participants
+  accordingly. The same question asked twice gets the same answer, since the decision is recorded
+  with the key.
+- POSTING, FOLLOWING: the home keeps the decision until FINISH, and each participant keeps what it
+  prepared until it is told. The sweep does what is left. COMMIT of what is not prepared changes
+  nothing: it was posted.
+- Between attempts: nothing of the old attempt can happen any more. A new one begins only after the
+  home said ABORTED, or was never asked and never will be.
+
+And the client never hears more than is known: COMPLETED after every participant has answered;
+COMMITTED_POSTING after the home has; a definite fault only while the home has not been asked to
+decide; else an indefinite one.
+
+ABORT is sent to a participant only on the home's ABORTED, or when the home was not asked to commit
+and will not be. A participant that voted NO, BUSY or LATE holds nothing and is told nothing.
+
+One inquiry serves everything that keeps an attempt from being decided (a participant away, or
+something in doubt in the way): the home is told NO for a reason that leaves no record and precedes
+all others, so it looks up the key and changes nothing. A retry of what has been committed is
+thereby heard as such though a participant is down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from cluster.packed import DECISION, GROUP_RESULT, VOTE, Fate, Outcome, Vote
+from cluster.refusals import RefusalReason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class State(IntEnum):
+    """Where a transaction stands; the module's docstring says what each means."""
+
+    WAITING = 0
+    PREPARING = 1
+    INQUIRING = 2
+    DECIDING = 3
+    POSTING = 4
+    FOLLOWING = 5
+    DECIDING_UNHEARD = 6
+    POSTING_UNHEARD = 7
+    ENDED = 8
+
+
+class Event(IntEnum):
+    """What happens to a transaction."""
+
+    BEGIN = 0
+    """A new attempt shall begin."""
+    VOTE = 1
+    """A participant has answered PREPARE."""
+    UNREACHED = 2
+    """A participant has not: whether it prepared is not known."""
+    HOME_ANSWER = 3
+    HOME_UNKNOWN = 4
+    """The home has not answered: what it did is not known."""
+    POSTED = 5
+    """A participant has posted, durably."""
+    POST_UNKNOWN = 6
+    """A participant has not said so."""
+    DEADLINE = 7
+    """The client waits no longer."""
+
+
+class Status(IntEnum):
+    """`doubloon.v1.TransferStatus`; a test compares them."""
+
+    COMPLETED = 1
+    COMMITTED_POSTING = 2
+    REFUSED = 3
+    FAULT = 4
+
+
+class FaultKind(IntEnum):
+    """Those of `doubloon.v1.FaultCode` that a transaction may end in; a test compares them."""
+
+    UNAVAILABLE = 3
+    DEADLINE_EXCEEDED = 4
+    INTERNAL = 10
+
+
+TRANSITIONS: Final[Mapping[tuple[State, Event], frozenset[State]]] = {
+    (State.WAITING, Event.BEGIN): frozenset({State.PREPARING}),
+    (State.WAITING, Event.DEADLINE): frozenset({State.ENDED}),
+    (State.PREPARING, Event.VOTE): frozenset({State.PREPARING, State.INQUIRING, State.DECIDING}),
+    (State.PREPARING, Event.UNREACHED): frozenset({State.PREPARING, State.INQUIRING}),
+    (State.PREPARING, Event.DEADLINE): frozenset({State.ENDED}),
+    (State.INQUIRING, Event.HOME_ANSWER): frozenset({State.WAITING, State.FOLLOWING, State.ENDED}),
+    (State.INQUIRING, Event.HOME_UNKNOWN): frozenset({State.WAITING}),
+    (State.INQUIRING, Event.DEADLINE): frozenset({State.ENDED}),
+    (State.DECIDING, Event.HOME_ANSWER): frozenset(
+        {State.WAITING, State.POSTING, State.FOLLOWING, State.ENDED}
+    ),
+    (State.DECIDING, Event.HOME_UNKNOWN): frozenset({State.DECIDING}),
+    (State.DECIDING, Event.DEADLINE): frozenset({State.DECIDING_UNHEARD}),
+    (State.POSTING, Event.POSTED): frozenset({State.POSTING, State.ENDED}),
+    (State.POSTING, Event.POST_UNKNOWN): frozenset({State.POSTING}),
+    (State.POSTING, Event.DEADLINE): frozenset({State.POSTING_UNHEARD}),
+    (State.FOLLOWING, Event.POSTED): frozenset({State.FOLLOWING, State.ENDED}),
+    (State.FOLLOWING, Event.POST_UNKNOWN): frozenset({State.FOLLOWING}),
+    (State.FOLLOWING, Event.DEADLINE): frozenset({State.ENDED}),
+    (State.DECIDING_UNHEARD, Event.HOME_ANSWER): frozenset({State.POSTING_UNHEARD, State.ENDED}),
+    (State.DECIDING_UNHEARD, Event.HOME_UNKNOWN): frozenset({State.ENDED}),
+    (State.POSTING_UNHEARD, Event.POSTED): frozenset({State.POSTING_UNHEARD, State.ENDED}),
+    (State.POSTING_UNHEARD, Event.POST_UNKNOWN): frozenset({State.ENDED}),
+    # Answers to questions asked before the client's time was over.
+    (State.ENDED, Event.VOTE): frozenset({State.ENDED}),
+    (State.ENDED, Event.UNREACHED): frozenset({State.ENDED}),
+    (State.ENDED, Event.HOME_ANSWER): frozenset({State.ENDED}),
+    (State.ENDED, Event.HOME_UNKNOWN): frozenset({State.ENDED}),
+    (State.ENDED, Event.POSTED): frozenset({State.ENDED}),
+    (State.ENDED, Event.POST_UNKNOWN): frozenset({State.ENDED}),
+}
+"""Every legal transition: state and event → the states that may follow."""
+
+
+class IllegalTransition(Exception):  # noqa: N818 - it says what happened
+    """An event that cannot occur in this state; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Send PREPARE of this attempt to every participant, in any order."""
+
+
+@dataclass(frozen=True)
+class CommitHome:
+    """Send COMMIT with this vote to the home. Never with two different votes in one attempt.
+
+    Attributes:
+        vote: packed, 8 bytes.
+    """
+
+    vote: bytes
+
+
+@dataclass(frozen=True)
+class CommitPrepared:
+    """Send COMMIT of this decision to these participants. Only ever follows the home's answer.
+
+    Attributes:
+        decision: packed, 24 bytes: the transaction that committed, which may be another attempt's.
+        shards: the participants that have not said yet that they posted it.
+    """
+
+    decision: bytes
+    shards: Sequence[int]
+
+
+@dataclass(frozen=True)
+class AbortPrepared:
+    """Send ABORT of the attempt that has just ended to these participants; nobody waits for it.
+
+    After this, COMMIT for that attempt is never sent to its home.
+
+    Attributes:
+        transaction: packed, 24 bytes: id and deadline.
+        shards: the participants that may hold a reservation for it.
+    """
+
+    transaction: bytes
+    shards: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Tell the home, any time, that all participants have posted this attempt."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tell the client. Exactly once for each transaction; it need not wait for other actions.
+
+    Attributes:
+        result: packed, 24 bytes.
+    """
+
+    result: bytes
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Begin another attempt after a pause."""
+
+
+Action = Prepare | CommitHome | CommitPrepared | AbortPrepared | Finish | Answer | Retry
+Actions = tuple[Action, ...]
+
+HomeAnswer = tuple[int, int, int, int, int, int, int, int, int, int, bytes]
+"""An unpacked `cluster.packed.ANSWER`."""
+
+_INQUIRY_REASON: Final = RefusalReason.UNKNOWN_CURRENCY
+
+_NOTHING: Final[Actions] = ()
+_PREPARE: Final[Actions] = (Prepare(),)
+_RETRY: Final = Retry()
+_FINISH: Final = Finish()
+_COMMIT: Final[Actions] = (CommitHome(VOTE.pack(Vote.YES, 0, 0)),)
+_INQUIRE: Final[Actions] = (CommitHome(VOTE.pack(Vote.NO, _INQUIRY_REASON, 0)),)
+
+# Behind every (reason, index).
+_NO_REFUSAL: Final = (len(RefusalReason) + 1, 0)
+
+
+def fault(code: FaultKind, *, indefinite: bool) -> bytes:
+    """Return the packed result of a transaction at fault."""
+    return GROUP_RESULT.pack(Status.FAULT, code, 0, 0, 0, indefinite, 0, 0)
+
+
+NOT_IN_TIME: Final = fault(FaultKind.UNAVAILABLE, indefinite=False)
+"""Nothing of it has happened, and nothing will."""
+NOT_KNOWN_IN_TIME: Final = fault(FaultKind.DEADLINE_EXCEEDED, indefinite=True)
+NOT_UNDERSTOOD: Final = fault(FaultKind.INTERNAL, indefinite=True)
+"""A shard's answer broke the protocol."""
+
+
+class Transaction:
+    """One transaction.
+
+    Every method but the properties is an event; it returns what is to be done, in an order in which
+    it may be done.
+
+    Args:
+        home: the shard that decides.
+        participants: the other shards, at least one, none twice.
+
+    Attributes:
+        state: where it stands.
+        transaction_id, deadline_us: of the attempt under way, or the last.
+    """
+
+    __slots__ = (
+        "_awaited",
+        "_decision",
+        "_held",
+        "_may_commit",
+        "_refusal",
+        "_result",
+        "_undecidable",
+        "_vote",
+        "deadline_us",
+        "home",
+        "participants",
+        "state",
+        "transaction_id",
+    )
+
+    def __init__(self, home: int, participants: tuple[int, ...]) -> None:
+        self.home = home
+        self.participants = participants
+        self.state = State.WAITING
+        self.transaction_id = b""
+        self.deadline_us = 0
+        self._awaited: list[int] = []  # participants that have yet to answer
+        self._held: tuple[int, ...] = ()  # participants that may hold a reservation
+        self._refusal = _NO_REFUSAL
+        self._undecidable = False
+        self._vote: Actions = _NOTHING  # what the home is asked
+        self._decision = b""
+        self._result = (0, 0, 0)  # repeat, time, balance of what has been committed
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the client has heard."""
+        return self.state >= State.DECIDING_UNHEARD
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def begin(self, transaction_id: bytes, deadline_us: int) -> Actions:
+        """A new attempt, with an id of its own."""
+        self._go(Event.BEGIN, State.PREPARING)
+        self.transaction_id = transaction_id
+        self.deadline_us = deadline_us
+        self._awaited = list(self.participants)
+        self._held = self.participants
+        self._refusal = _NO_REFUSAL
+        self._undecidable = False
+        return _PREPARE
+
+    def vote(self, shard: int, vote: int, reason: int, index: int) -> Actions:
+        """A participant has answered PREPARE.
+
+        A NO counts once every participant's answer is final: only then the reason of highest
+        precedence is known. BUSY is final but for what is in doubt: its participant has found
+        nothing else to refuse.
+        """
+        if self.state is State.ENDED:
+            return self._ignore(Event.VOTE)
+        self._check_awaited(Event.VOTE, shard)
+        if vote == Vote.YES:
+            return self._count_vote(Event.VOTE, shard)
+        held = tuple(each for each in self._held if each != shard)
+        if vote == Vote.NO:
+            refusal = min(self._refusal, (reason, index))
+            return self._count_vote(Event.VOTE, shard, held, refusal)
+        return self._count_vote(Event.VOTE, shard, held, undecidable=True)
+
+    def unreached(self, shard: int) -> Actions:
+        """A participant has not answered PREPARE; it may have reserved."""
+        if self.state is State.ENDED:
+            return self._ignore(Event.UNREACHED)
+        self._check_awaited(Event.UNREACHED, shard)
+        return self._count_vote(Event.UNREACHED, shard, undecidable=True)
+
+    def home_answer(self, answer: HomeAnswer) -> Actions:
+        """The home has answered COMMIT: this attempt's fate, and the key's outcome."""
+        if self.state is State.ENDED:
+            return self._ignore(Event.HOME_ANSWER)
+        fate, outcome = answer[0], answer[1]
+        if outcome == Outcome.COMMITTED:
+            if fate == Fate.COMMITTED:
+                return self._committed(answer)
+            if fate == Fate.ABORTED:
+                return self._committed_by_another(answer)
+        elif fate == Fate.ABORTED:
+            if outcome == Outcome.REFUSED and not self._is_no_news(answer):
+                return self._refused(answer)
+            return self._aborted(Event.HOME_ANSWER)
+        raise IllegalTransition(f"home answered fate {fate}, outcome {outcome}")
+
+    def home_unknown(self) -> Actions:
+        """The home has not answered. Asked again it says the same, so it is; an inquiry is not."""
+        match self.state:
+            case State.DECIDING:
+                self._go(Event.HOME_UNKNOWN, State.DECIDING)
+                return self._vote
+            case State.INQUIRING:
+                return self._aborted(Event.HOME_UNKNOWN)
+            case _:
+                self._go(Event.HOME_UNKNOWN, State.ENDED)
+                return _NOTHING
+
+    def posted(self, shard: int) -> Actions:
+        """A participant has posted what was committed."""
+        state = self.state
+        if state is State.ENDED:
+            return self._ignore(Event.POSTED)
+        self._check_awaited(Event.POSTED, shard)
+        if len(self._awaited) > 1:
+            self._go(Event.POSTED, state)
+            self._awaited.remove(shard)
+            return _NOTHING
+        self._go(Event.POSTED, State.ENDED)
+        self._awaited = []
+        if state is State.POSTING:
+            return Answer(self._completed(Status.COMPLETED)), _FINISH
+        if state is State.FOLLOWING:
+            return (Answer(self._completed(Status.COMPLETED)),)
+        return (_FINISH,)
+
+    def post_unknown(self, shard: int) -> Actions:
+        """A participant has not said that it posted. While somebody waits, it is told again."""
+        state = self.state
+        if state is State.ENDED:
+            return self._ignore(Event.POST_UNKNOWN)
+        self._check_awaited(Event.POST_UNKNOWN, shard)
+        if state is State.POSTING_UNHEARD:
+            self._go(Event.POST_UNKNOWN, State.ENDED)
+            return _NOTHING
+        self._go(Event.POST_UNKNOWN, state)
+        return (CommitPrepared(self._decision, (shard,)),)
+
+    def deadline(self) -> Actions:
+        """The client's time is over: it hears what is known, which is never more than is true."""
+        match self.state:
+            case State.PREPARING | State.INQUIRING:
+                self._go(Event.DEADLINE, State.ENDED)
+                return Answer(NOT_IN_TIME), *self._abort()
+            case State.DECIDING:
+                self._go(Event.DEADLINE, State.DECIDING_UNHEARD)
+                return (Answer(NOT_KNOWN_IN_TIME),)
+            case State.POSTING:
+                self._go(Event.DEADLINE, State.POSTING_UNHEARD)
+                return (Answer(self._completed(Status.COMMITTED_POSTING)),)
+            case State.FOLLOWING:
+                self._go(Event.DEADLINE, State.ENDED)
+                return (Answer(self._completed(Status.COMMITTED_POSTING)),)
+            case _:
+                self._go(Event.DEADLINE, State.ENDED)
+                return (Answer(NOT_IN_TIME),)
+
+    # --- what follows from answers --------------------------------------------------------------
+
+    def _count_vote(
+        self,
+        event: Event,
+        shard: int,
+        held: tuple[int, ...] | None = None,
+        refusal: tuple[int, int] | None = None,
+        *,
+        undecidable: bool = False,
+    ) -> Actions:
+        """Count an awaited participant's answer; ask the home once it is the last."""
+        refusal = refusal or self._refusal
+        undecidable = undecidable or self._undecidable
+        is_last = len(self._awaited) == 1
+        if not is_last:
+            after, actions = State.PREPARING, _NOTHING
+        elif undecidable:
+            after, actions = State.INQUIRING, _INQUIRE
+        elif refusal is _NO_REFUSAL:
+            after, actions = State.DECIDING, _COMMIT
+        else:
+            after, actions = State.DECIDING, (CommitHome(VOTE.pack(Vote.NO, *refusal)),)
+        self._go(event, after)
+        self._awaited.remove(shard)
+        if held is not None:
+            self._held = held
+        self._refusal = refusal
+        self._undecidable = undecidable
+        self._vote = actions
+        return actions
+
+    def _committed(self, answer: HomeAnswer) -> Actions:
+        """This attempt has been committed: now, or when the home was asked before."""
+        if self._vote is not _COMMIT:
+            raise IllegalTransition("the home has committed what it was told not to")
+        state, unposted = self.state, answer[6]
+        unheard = state is State.DECIDING_UNHEARD
+        result = (0, answer[7], answer[8])
+        if not unposted:
+            # It was committed when asked before, and a sweep has finished it since.
+            self._go(Event.HOME_ANSWER, State.ENDED)
+            self._result = result
+            return _NOTHING if unheard else (Answer(self._completed(Status.COMPLETED)),)
+        self._go(Event.HOME_ANSWER, State.POSTING_UNHEARD if unheard else State.POSTING)
+        self._result = result
+        self._decision = DECISION.pack(self.transaction_id, answer[9])
+        self._awaited = list(self.participants)
+        return (CommitPrepared(self._decision, self.participants),)
+
+    def _committed_by_another(self, answer: HomeAnswer) -> Actions:
+        """Another attempt has won; its participants are the same, and the client waits for them."""
+        abort = self._abort()
+        unposted = answer[6]
+        result = (answer[4], answer[7], answer[8])
+        if self.state is State.DECIDING_UNHEARD:
+            self._go(Event.HOME_ANSWER, State.ENDED)
+            return abort
+        if not unposted:
+            self._go(Event.HOME_ANSWER, State.ENDED)
+            self._result = result
+            return Answer(self._completed(Status.COMPLETED)), *abort
+        self._go(Event.HOME_ANSWER, State.FOLLOWING)
+        self._result = result
+        self._decision = DECISION.pack(answer[10], answer[9])
+        self._awaited = list(self.participants)
+        return CommitPrepared(self._decision, self.participants), *abort
+
+    def _refused(self, answer: HomeAnswer) -> Actions:
+        unheard = self.state is State.DECIDING_UNHEARD
+        self._go(Event.HOME_ANSWER, State.ENDED)
+        if unheard:
+            return self._abort()
+        _, _, reason, differing, repeat, index, _, time_us, balance, _, _ = answer
+        result = GROUP_RESULT.pack(
+            Status.REFUSED, reason, differing, repeat, index, 0, time_us, balance
+        )
+        return Answer(result), *self._abort()
+
+    def _aborted(self, event: Event) -> Actions:
+        """The key has no outcome, and this attempt will never give it one."""
+        if self.state is State.DECIDING_UNHEARD:
+            self._go(event, State.ENDED)
+            return self._abort()
+        self._go(event, State.WAITING)
+        return *self._abort(), _RETRY
+
+    def _is_no_news(self, answer: HomeAnswer) -> bool:
+        """Whether the home only gave an inquiry's own reason back."""
+        return self.state is State.INQUIRING and answer[2] == _INQUIRY_REASON
+
+    # --- small parts ----------------------------------------------------------------------------
+
+    def _go(self, event: Event, after: State) -> None:
+        """Change the state, or raise; called before anything else is changed."""
+        if after not in TRANSITIONS.get((self.state, event), ()):
+            raise IllegalTransition(f"{event.name} in {self.state.name}")
+        self.state = after
+
+    def _ignore(self, event: Event) -> Actions:
+        self._go(event, State.ENDED)
+        return _NOTHING
+
+    def _check_awaited(self, event: Event, shard: int) -> None:
+        if (self.state, event) not in TRANSITIONS or shard not in self._awaited:
+            raise IllegalTransition(f"{event.name} of shard {shard} in {self.state.name}")
+
+    def _abort(self) -> Actions:
+        if not self._held:
+            return _NOTHING
+        return (AbortPrepared(DECISION.pack(self.transaction_id, self.deadline_us), self._held),)
+
+    def _completed(self, status: Status) -> bytes:
+        repeat, time_us, balance = self._result
+        return GROUP_RESULT.pack(status, 0, 0, repeat, 0, 0, time_us, balance)
