@@ -159,7 +159,7 @@ class Lane(Generic[T]):
         succeeded = False
         try:
             succeeded = await self._send(batch)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a defect stops neither the lane nor its neighbours
             _LOG.exception("lane_failed", messages=len(batch))
         finally:
             self._calls -= 1

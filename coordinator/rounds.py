@@ -10,6 +10,7 @@ for it fails; from there on a sweep settles it (see `recovery`).
 """
 
 import asyncio
+import functools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,7 +21,15 @@ import grpc
 import structlog
 
 from cluster.clock import HybridClock
-from cluster.packed import ANSWER, BATCH_TRANSFERS_MAX, TRANSACTION_ID_BYTES, VOTE, Vote
+from cluster.packed import (
+    ANSWER,
+    BATCH_TRANSFERS_MAX,
+    TRANSACTION_ID_BYTES,
+    VOTE,
+    Fate,
+    Outcome,
+    Vote,
+)
 from cluster.rpc import Fault
 from cluster.shard_client import (
     ABORT_PREPARED,
@@ -33,9 +42,7 @@ from cluster.shard_client import (
     R,
 )
 from cluster.topology import Topology
-from coordinator.lanes import Lane, LaneRules
-from coordinator.transactions import Item, Job
-from coordinator.two_phase import (
+from coordinator.actions import (
     NOT_UNDERSTOOD,
     AbortPrepared,
     Actions,
@@ -43,10 +50,11 @@ from coordinator.two_phase import (
     CommitHome,
     CommitPrepared,
     Finish,
-    IllegalTransition,
     Prepare,
-    State,
 )
+from coordinator.lanes import Lane, LaneRules
+from coordinator.transactions import Item, Job
+from coordinator.two_phase import IllegalTransition, State
 from doubloon.v1 import shard_service_pb2 as shard_pb2
 
 # An attempt that takes longer is given up by its home. Ample beside a shard node's restart, short
@@ -112,6 +120,7 @@ class Rounds:
         rng: for jitter.
         random_bytes: gives so many, for transaction ids: nobody else may ever make the same.
         in_progress_max: members in progress; beyond it callers hear RESOURCE_EXHAUSTED.
+        life_us: how long an attempt may take until its home gives it up.
         rules: of the lanes on a client's way.
 
     Attributes:
@@ -126,6 +135,7 @@ class Rounds:
         rng: random.Random,
         random_bytes: Callable[[int], bytes],
         in_progress_max: int = IN_PROGRESS_MAX,
+        life_us: int = TRANSACTION_LIFE_US,
         rules: LaneRules | None = None,
     ) -> None:
         self._shards = shards
@@ -134,6 +144,7 @@ class Rounds:
         self._random_bytes = random_bytes
         self._in_progress_max = in_progress_max
         self._members_in_progress = 0
+        self._life_us = life_us
         self._rules = rules or LaneRules()
         # By (shard, topology version by which the members name their shards).
         self._prepares: dict[tuple[int, int], Lane[Item]] = {}
@@ -145,6 +156,16 @@ class Rounds:
         self._round_began_s = -1.0
         self.counters = Counters()
         self.in_progress = 0
+
+    def check_room(self, members: int) -> None:
+        """Raise what `execute` would raise for so many members."""
+        # A batch that finds nothing in progress is taken whatever its size.
+        taken = self._members_in_progress
+        if taken and taken + members > self._in_progress_max:
+            raise Fault(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self.in_progress} transactions are in progress in this coordinator",
+            )
 
     async def execute(
         self, items: Sequence[Item], topology_version: int, deadline_s: float
@@ -160,23 +181,19 @@ class Rounds:
             Fault: RESOURCE_EXHAUSTED, definite: nothing was begun.
         """
         weight = sum(item.size for item in items)
-        # A batch that finds nothing in progress is taken whatever its size.
-        if self._members_in_progress and self._members_in_progress + weight > self._in_progress_max:
-            raise Fault(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self.in_progress} transactions are in progress in this coordinator",
-            )
+        self.check_room(weight)
         self._members_in_progress += weight
         self.in_progress += len(items)
         self.counters.transactions += len(items)
-        job = Job(len(items), asyncio.get_running_loop().create_future())
+        done = asyncio.Event()
+        job = Job(len(items), done.set)
         for position, item in enumerate(items):
             item.job, item.position, item.topology_version = job, position, topology_version
         self._begin(items)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s + DEADLINE_GRACE_S):
-                    await job.done
+                    await done.wait()
         finally:
             # Also when the caller went away: whatever nobody waits for any more is told so.
             for item in items:
@@ -197,7 +214,7 @@ class Rounds:
     def _begin(self, items: Iterable[Item]) -> None:
         """Begin an attempt of each."""
         items = tuple(items)
-        deadline_us = self._clock.tick() + TRANSACTION_LIFE_US
+        deadline_us = self._clock.tick() + self._life_us
         ids = self._random_bytes(TRANSACTION_ID_BYTES * len(items))
         for at, item in enumerate(items):
             start = at * TRANSACTION_ID_BYTES
@@ -372,6 +389,47 @@ class Rounds:
         if actions or item.state is State.ENDED:
             self._apply(item, actions)
 
+    # --- lanes ----------------------------------------------------------------------------------
+
+    def _prepare_lane(self, shard: int, version: int) -> Lane[Item]:
+        lane = self._prepares.get((shard, version))
+        if lane is None:
+            _drop_others(self._prepares, version)
+            send = functools.partial(self._prepare, shard, version)
+            lane = self._prepares[shard, version] = Lane(send, self._rng, self._rules)
+        return lane
+
+    def _home_lane(self, shard: int, version: int) -> Lane[Item]:
+        lane = self._homes.get((shard, version))
+        if lane is None:
+            _drop_others(self._homes, version)
+            send = functools.partial(self._commit_home, shard, version)
+            lane = self._homes[shard, version] = Lane(send, self._rng, self._rules)
+        return lane
+
+    def _post_lane(self, shard: int) -> Lane[Item]:
+        lane = self._posts.get(shard)
+        if lane is None:
+            send = functools.partial(self._commit_prepared, shard)
+            lane = self._posts[shard] = Lane(send, self._rng, self._rules)
+        return lane
+
+    def _abort_lane(self, shard: int) -> Lane[bytes]:
+        lane = self._aborts.get(shard)
+        if lane is None:
+            rules = LaneRules(queued_max=LAZY_QUEUED_MAX)
+            send = functools.partial(self._abort, shard)
+            lane = self._aborts[shard] = Lane(send, self._rng, rules)
+        return lane
+
+    def _finish_lane(self, shard: int) -> Lane[bytes]:
+        lane = self._finishes.get(shard)
+        if lane is None:
+            rules = LaneRules(calls_max=1, hold_s=FINISH_HOLD_S, queued_max=LAZY_QUEUED_MAX)
+            send = functools.partial(self._finish, shard)
+            lane = self._finishes[shard] = Lane(send, self._rng, rules)
+        return lane
+
     # --- small parts ----------------------------------------------------------------------------
 
     def _count_round(self) -> None:
@@ -382,7 +440,13 @@ class Rounds:
             self.counters.rounds += 1
 
     def _count_outcome(self, fate: int, outcome: int) -> None:
-        if fate == 1:
+        if fate == Fate.COMMITTED:
             self.counters.committed += 1
-        elif outcome == 2:
+        elif outcome == Outcome.REFUSED:
             self.counters.refused += 1
+
+
+def _drop_others(lanes: dict[tuple[int, int], Lane[Item]], version: int) -> None:
+    """Forget idle lanes of other topologies, so that there is never more than what is in use."""
+    for key in [key for key, lane in lanes.items() if key[1] != version and lane.is_idle]:
+        del lanes[key]

@@ -10,10 +10,12 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from cluster.packed import BATCH_TRANSFERS_MAX, GROUP_SIZE_MAX, HEADER, MEMBER
-from coordinator.two_phase import Actions, Transaction
+from coordinator.two_phase import Transaction
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable
+
+    from coordinator.actions import Actions
 
 # Of a member: source account, metadata length, index, size, source's shard, destination's shard.
 _MEMBER_FIELDS: Final = struct.Struct("<16xQ34xHx2Bx2H4x")
@@ -32,12 +34,14 @@ class MalformedRequest(ValueError):  # noqa: N818 - named for what was received
     Attributes:
         field: of the request.
         message: what is wrong with it.
+        index: of the member at fault; -1 when it is not one of them.
     """
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str, message: str, index: int = -1) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
         self.message = message
+        self.index = index
 
 
 class Job:
@@ -46,23 +50,22 @@ class Job:
     Attributes:
         results: packed, in request order; b"" = not yet.
         left: how many are missing.
-        done: set when none is.
     """
 
-    __slots__ = ("done", "left", "results")
+    __slots__ = ("_done", "left", "results")
 
-    def __init__(self, count: int, done: asyncio.Future[None]) -> None:
+    def __init__(self, count: int, done: Callable[[], None]) -> None:
         self.results = [b""] * count
         self.left = count
-        self.done = done
+        self._done = done  # called when none is missing any more
 
     def answer(self, position: int, result: bytes) -> None:
         """Take one result."""
         assert not self.results[position], "a transaction is answered once"
         self.results[position] = result
         self.left -= 1
-        if not self.left and not self.done.done():
-            self.done.set_result(None)
+        if not self.left:
+            self._done()
 
 
 class Item(Transaction):
@@ -74,6 +77,7 @@ class Item(Transaction):
         header: of the attempt under way, as it goes to the home.
         vote_asked, decision: what the home, and the participants, are being told, packed.
         job, position: who waits for the result, and where it goes.
+        topology_version: by which its members name their shards.
         attempts: begun so far.
         is_settled: whether nothing more will be done.
     """
@@ -90,6 +94,7 @@ class Item(Transaction):
         "metadata",
         "position",
         "size",
+        "topology_version",
         "vote_asked",
     )
 
@@ -114,6 +119,7 @@ class Item(Transaction):
         self.decision = b""
         self.job: Job | None = None
         self.position = 0
+        self.topology_version = 0
         self.attempts = 0
         self.is_settled = False
 
@@ -213,4 +219,4 @@ def _check_group(at: int, size: int, rows: list[tuple[int, ...]], members: bytes
 
 
 def _malformed(index: int, message: str) -> MalformedRequest:
-    return MalformedRequest("members", f"members[{index}] {message}")
+    return MalformedRequest("members", f"members[{index}] {message}", index)

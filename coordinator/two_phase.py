@@ -56,15 +56,27 @@ thereby heard as such though a participant is down.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from cluster.packed import DECISION, GROUP_RESULT, VOTE, Fate, Outcome, Vote
 from cluster.refusals import RefusalReason
+from coordinator.actions import (
+    NOT_IN_TIME,
+    NOT_KNOWN_IN_TIME,
+    AbortPrepared,
+    Actions,
+    Answer,
+    CommitHome,
+    CommitPrepared,
+    Finish,
+    Prepare,
+    Retry,
+    Status,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 
 class State(IntEnum):
@@ -99,23 +111,6 @@ class Event(IntEnum):
     """A participant has not said so."""
     DEADLINE = 7
     """The client waits no longer."""
-
-
-class Status(IntEnum):
-    """`doubloon.v1.TransferStatus`; a test compares them."""
-
-    COMPLETED = 1
-    COMMITTED_POSTING = 2
-    REFUSED = 3
-    FAULT = 4
-
-
-class FaultKind(IntEnum):
-    """Those of `doubloon.v1.FaultCode` that a transaction may end in; a test compares them."""
-
-    UNAVAILABLE = 3
-    DEADLINE_EXCEEDED = 4
-    INTERNAL = 10
 
 
 TRANSITIONS: Final[Mapping[tuple[State, Event], frozenset[State]]] = {
@@ -157,74 +152,6 @@ class IllegalTransition(Exception):  # noqa: N818 - it says what happened
     """An event that cannot occur in this state; nothing was changed."""
 
 
-@dataclass(frozen=True)
-class Prepare:
-    """Send PREPARE of this attempt to every participant, in any order."""
-
-
-@dataclass(frozen=True)
-class CommitHome:
-    """Send COMMIT with this vote to the home. Never with two different votes in one attempt.
-
-    Attributes:
-        vote: packed, 8 bytes.
-    """
-
-    vote: bytes
-
-
-@dataclass(frozen=True)
-class CommitPrepared:
-    """Send COMMIT of this decision to these participants. Only ever follows the home's answer.
-
-    Attributes:
-        decision: packed, 24 bytes: the transaction that committed, which may be another attempt's.
-        shards: the participants that have not said yet that they posted it.
-    """
-
-    decision: bytes
-    shards: Sequence[int]
-
-
-@dataclass(frozen=True)
-class AbortPrepared:
-    """Send ABORT of the attempt that has just ended to these participants; nobody waits for it.
-
-    After this, COMMIT for that attempt is never sent to its home.
-
-    Attributes:
-        transaction: packed, 24 bytes: id and deadline.
-        shards: the participants that may hold a reservation for it.
-    """
-
-    transaction: bytes
-    shards: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Finish:
-    """Tell the home, any time, that all participants have posted this attempt."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Tell the client. Exactly once for each transaction; it need not wait for other actions.
-
-    Attributes:
-        result: packed, 24 bytes.
-    """
-
-    result: bytes
-
-
-@dataclass(frozen=True)
-class Retry:
-    """Begin another attempt after a pause."""
-
-
-Action = Prepare | CommitHome | CommitPrepared | AbortPrepared | Finish | Answer | Retry
-Actions = tuple[Action, ...]
-
 HomeAnswer = tuple[int, int, int, int, int, int, int, int, int, int, bytes]
 """An unpacked `cluster.packed.ANSWER`."""
 
@@ -239,18 +166,6 @@ _INQUIRE: Final[Actions] = (CommitHome(VOTE.pack(Vote.NO, _INQUIRY_REASON, 0)),)
 
 # Behind every (reason, index).
 _NO_REFUSAL: Final = (len(RefusalReason) + 1, 0)
-
-
-def fault(code: FaultKind, *, indefinite: bool) -> bytes:
-    """Return the packed result of a transaction at fault."""
-    return GROUP_RESULT.pack(Status.FAULT, code, 0, 0, 0, indefinite, 0, 0)
-
-
-NOT_IN_TIME: Final = fault(FaultKind.UNAVAILABLE, indefinite=False)
-"""Nothing of it has happened, and nothing will."""
-NOT_KNOWN_IN_TIME: Final = fault(FaultKind.DEADLINE_EXCEEDED, indefinite=True)
-NOT_UNDERSTOOD: Final = fault(FaultKind.INTERNAL, indefinite=True)
-"""A shard's answer broke the protocol."""
 
 
 class Transaction:

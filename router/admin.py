@@ -11,6 +11,7 @@ import grpc
 
 from cluster.clock import Clock
 from cluster.membership import (
+    COORDINATOR_ROLE,
     ClusterView,
     Currency,
     CurrencyConflict,
@@ -27,7 +28,6 @@ from doubloon.v1 import admin_service_pb2_grpc, shard_service_pb2, types_pb2
 from router.asking import Shards
 from router.audit import whole_second
 from router.auditor import Auditor
-from router.coordinators import COORDINATOR_ROLE
 from router.in_doubt import InDoubt
 from router.routing import CURRENCY_CODE
 from router.service import Context, Deadlines, check_account_id, malformed

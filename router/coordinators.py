@@ -12,12 +12,18 @@ the calls in progress on it are cut short and asked of them, also when it merely
 import asyncio
 import random
 from collections.abc import Callable, Collection
-from typing import Final, Protocol
+from typing import Protocol
 
 import grpc
 import structlog
 
-from cluster.membership import ClusterView, Member, Membership, MembershipUnavailable
+from cluster.membership import (
+    COORDINATOR_ROLE,
+    ClusterView,
+    Member,
+    Membership,
+    MembershipUnavailable,
+)
 from cluster.peers import PeerChannel
 from cluster.rpc import TOPOLOGY_VERSION_KEY, Fault
 from cluster.shard_pool import (
@@ -29,8 +35,6 @@ from cluster.shard_pool import (
 )
 from doubloon.v1 import coordinator_service_pb2 as coordinator
 from doubloon.v1 import coordinator_service_pb2_grpc
-
-COORDINATOR_ROLE: Final = "coordinator"
 
 _LOG = structlog.stdlib.get_logger("coordinators")
 

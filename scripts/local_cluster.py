@@ -1,4 +1,4 @@
-"""A whole cluster on this machine: etcd, shard nodes and routers as separate processes.
+"""A whole cluster on this machine: etcd and every role as separate processes.
 
 The demo, `doubloon cluster up`, integration tests and benchmarks all start theirs here. Everything
 lives under one folder: `data/` holds what processes store, `logs/` what they print. A process is
@@ -18,15 +18,15 @@ from grpc_health.v1 import health_pb2
 
 from cluster import rpc
 from cluster.etcd_membership import EtcdMembership
-from cluster.membership import SHARD_NODE_ROLE, ClusterView, Member
+from cluster.membership import COORDINATOR_ROLE, SHARD_NODE_ROLE, ClusterView, Member
 from cluster.topology import Topology
 from doubloon.v1 import admin_service_pb2, admin_service_pb2_grpc
 from scripts.etcd_server import EtcdProcess, start_etcd
 from scripts.processes import ManagedProcess, ProcessRecord, end_all, start_mark, tail
 
 ROOT = Path(__file__).resolve().parent.parent
-ETCD, SHARD, ROUTER = "etcd", "shard", "router"
-_MEMBER_ROLES = {SHARD: SHARD_NODE_ROLE, ROUTER: "router"}
+ETCD, SHARD, COORDINATOR, ROUTER = "etcd", "shard", "coordinator", "router"
+_MEMBER_ROLES = {SHARD: SHARD_NODE_ROLE, COORDINATOR: COORDINATOR_ROLE, ROUTER: "router"}
 
 START_TIMEOUT_S = 60.0
 """How long a process may take until it serves: a busy machine, and a log to replay."""
@@ -42,17 +42,20 @@ T = TypeVar("T")
 class LocalCluster:
     """Processes of one cluster, all children of this one; `async with` starts and ends them.
 
-    Shard nodes are numbered from 1 and so are routers; they keep number, data and member id
-    (`shard-1`) when they are restarted, and get another port.
+    The processes of each role are numbered from 1; they keep number, data and member id (`shard-1`)
+    when they are restarted, and get another port.
 
     Args:
         folder: where data and logs go; made when missing. What is in it is taken up again.
         shards: how many shard nodes, one for each shard.
         routers: how many routers.
+        coordinators: how many coordinators; None = as many as are needed, which is one when there
+            are several shards.
         name: the cluster's name in etcd.
         allow_imports: whether routers take transfers with a past time.
         shard_options: further command-line options for every shard node.
         router_options: further command-line options for every router.
+        coordinator_options: further command-line options for every coordinator.
     """
 
     def __init__(
@@ -61,15 +64,20 @@ class LocalCluster:
         *,
         shards: int = 1,
         routers: int = 1,
+        coordinators: int | None = None,
         name: str = "local",
         allow_imports: bool = False,
         shard_options: Sequence[str] = (),
         router_options: Sequence[str] = (),
+        coordinator_options: Sequence[str] = (),
     ) -> None:
+        if coordinators is None:
+            coordinators = int(shards > 1)
         self.folder = folder.resolve()
         self.name = name
         self._commands = {
             **{(SHARD, n): tuple(shard_options) for n in range(1, shards + 1)},
+            **{(COORDINATOR, n): tuple(coordinator_options) for n in range(1, coordinators + 1)},
             **{(ROUTER, n): tuple(router_options) for n in range(1, routers + 1)},
         }
         self._allow_imports = allow_imports
@@ -116,13 +124,13 @@ class LocalCluster:
         return tuple(self.address(role, n) for role, n in self._commands if role == ROUTER)
 
     def address(self, role: str, number: int) -> str:
-        """Return `host:port` where a shard node or router was last seen."""
+        """Return `host:port` where a process was last seen."""
         member = self.membership.view.members.get((_MEMBER_ROLES[role], f"{role}-{number}"))
         assert member is not None, f"{role} {number} is not registered"
         return member.address
 
     def pid(self, role: str, number: int) -> int:
-        """Return the process id of a shard node or router, running or not."""
+        """Return the id of a process, running or not."""
         return self._processes[role, number].pid
 
     def data_folder(self, role: str, number: int) -> Path:
@@ -130,7 +138,7 @@ class LocalCluster:
         return self.folder / "data" / f"{role}-{number}"
 
     def log_file(self, role: str, number: int) -> Path:
-        """Return the file that a shard node or router logs to."""
+        """Return the file that a process logs to."""
         return self.folder / "logs" / f"{role}-{number}.log"
 
     async def start(self) -> None:
@@ -175,7 +183,7 @@ class LocalCluster:
     async def stop(self) -> None:
         """End every process, routers first and etcd last; idempotent, and whatever happens."""
         try:
-            for role in (ROUTER, SHARD):
+            for role in (ROUTER, COORDINATOR, SHARD):
                 await end_all([p for (r, _), p in self._processes.items() if r == role])
             if self._membership is not None:
                 await self._membership.close()
@@ -198,17 +206,17 @@ class LocalCluster:
         self._membership = self._etcd = None
 
     def signal(self, role: str, number: int, signal_number: int) -> None:
-        """Send a signal to a shard node or router; one that has ended raises ProcessEnded."""
+        """Send a signal to a process; one that has ended raises ProcessEnded."""
         process = self._processes[role, number]
         if not process.signal(signal_number):
             process.check_alive()
 
     def kill(self, role: str, number: int) -> None:
-        """End a shard node or router at once, as a power cut would, and reap it."""
+        """End a process at once, as a power cut would, and reap it."""
         self._processes[role, number].kill()
 
     async def restart(self, role: str, number: int) -> None:
-        """Start a shard node or router again (ending it cleanly when it runs), and wait for it.
+        """Start a process again (ending it cleanly when it runs), and wait for it.
 
         Raises:
             ProcessEnded: it ended before it served.
@@ -236,8 +244,10 @@ class LocalCluster:
         if role == SHARD:
             data = str(self.data_folder(role, number))
             own: tuple[str, ...] = ("shard_node", "--shard", str(number), "--data", data)
-        else:
+        elif role == ROUTER:
             own = ("router", *(["--allow-imports"] if self._allow_imports else []))
+        else:
+            own = ("coordinator",)
         command = (sys.executable, "-m", *own, *common, *self._commands[role, number])
         self._spawned_us[role, number] = time.time_ns() // 1_000
         log = self.log_file(role, number)

@@ -29,6 +29,7 @@ from cluster.membership import (
 )
 from doubloon.v1 import shard_service_pb2_grpc
 from shard_node import startup
+from shard_node.collector import YoungCollector
 from shard_node.currencies import Currencies
 from shard_node.limits import Limits
 from shard_node.records import DamagedLogError, LogIdentity, cluster_id_of
@@ -51,11 +52,6 @@ FIRST_REMINDER_S: Final = 2.0
 
 REMINDER_S: Final = 10.0
 """How long to wait before saying so again."""
-
-GC_THRESHOLDS: Final = (5_000, 2, 1_000_000_000)
-"""A collection holds up the event loop for about half a microsecond an object, so only the young
-are collected, some thousand at a time: garbage in cycles comes from calls, and dies young. Accounts
-and balances grow old, by the hundred thousand, and are freed without a collector's help."""
 
 _LOG = structlog.stdlib.get_logger(SHARD_NODE_ROLE)
 
@@ -154,7 +150,7 @@ async def serve(
     checks: StartChecks,
 ) -> None:
     """Recover, claim the shard, serve until `stop`, then leave a fresh checkpoint behind."""
-    gc.set_threshold(*GC_THRESHOLDS)
+    gc.disable()  # recovery makes no garbage in cycles; then see `YoungCollector`
     started_us = WallClock().now_us()
     version = importlib.metadata.version("doubloon-server")
     try:
@@ -169,7 +165,8 @@ async def serve(
             return
         engine = recover_engine(data, identity, epoch, limits, writer, checks)
         await engine.start(epoch)
-        gc.freeze()  # what the start left is never garbage
+        collector = YoungCollector()
+        collector.start()
         monitor = runtime.LoopMonitor()
         monitor.start()
         facts = ProcessFacts(member_id, version, started_us, epoch)
@@ -189,6 +186,7 @@ async def serve(
         await server.stop()
         await engine.stop()
         monitor.stop()
+        collector.stop()
     finally:
         await writer.close()
         await membership.close()

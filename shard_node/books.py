@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 HOUR_US: Final = 3_600_000_000
 PERIOD_ENTRIES_MAX: Final = 128
@@ -30,8 +30,7 @@ _PERIOD_ROW: Final = struct.Struct("<13QqH")
 _LOW_64: Final = 2**64 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Period:
+class Period(NamedTuple):
     """A run of an account's entries in one currency, all in one UTC hour. Amounts in minor units.
 
     Attributes:
@@ -282,17 +281,19 @@ def period_row(account_id: int, currency: int, period: Period) -> tuple[bytes, b
 def read_period_row(key: bytes, value: bytes) -> Period:
     """A period from its row."""
     _, _, start_us, first_sequence = PERIOD_KEY.unpack(key)
-    in_low, in_high, out_low, out_high, in_count, out_count, *rest = _PERIOD_ROW.unpack(value)
-    sum_in_low, sum_in_high, sum_out_low, sum_out_high, *counts_and_last = rest
+    (
+        in_before, in_before_high, out_before, out_before_high, in_count_before, out_count_before,
+        incoming, incoming_high, outgoing, outgoing_high, *counts_and_last,
+    ) = _PERIOD_ROW.unpack(value)  # fmt: skip
     return Period(
         start_us,
         first_sequence,
-        in_low | in_high << 64,
-        out_low | out_high << 64,
-        in_count,
-        out_count,
-        sum_in_low | sum_in_high << 64,
-        sum_out_low | sum_out_high << 64,
+        in_before | in_before_high << 64,
+        out_before | out_before_high << 64,
+        in_count_before,
+        out_count_before,
+        incoming | incoming_high << 64,
+        outgoing | outgoing_high << 64,
         *counts_and_last,
     )
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cluster.packed import BODY, BODY_BYTES, KEY_BYTES, RESULT, DifferingField
 from cluster.refusals import RefusalReason, is_recorded
@@ -49,7 +49,6 @@ from shard_node.transactions import Decided, Transactions, read_transaction_row
 
 if TYPE_CHECKING:
     from shard_node.memory import Draft, LedgerStore
-    from shard_node.state import StateReader
 
 TURN_LOADS_MAX: Final = 192
 """Accounts loaded from the state in one call of `execute`: at 30 µs each (beside a busy process)
@@ -63,6 +62,18 @@ KIND_SYSTEM: Final = 2
 _SOURCE, _DESTINATION, _CURRENCY, _LENGTH = 1, 2, 6, 7
 
 _RECORDED: Final = frozenset(reason for reason in RefusalReason if is_recorded(reason))
+
+
+class CrossingRows(Protocol):
+    """The rows of a checkpoint that concern transactions."""
+
+    def transactions(self) -> list[tuple[bytes, bytes]]:
+        """All transactions prepared or decided."""
+        ...
+
+    def clearing(self) -> list[tuple[bytes, bytes]]:
+        """All clearing positions."""
+        ...
 
 
 @dataclass(slots=True)
@@ -377,14 +388,14 @@ class Ledger:
             assert kind == RecordKind.FINISHED, f"record {sequence} is of kind {kind}"
             participant.apply_finished(record, block.heap, stamp_us)
 
-    def restore(self, state: StateReader, time_us: int) -> None:
+    def restore(self, state: CrossingRows, time_us: int) -> None:
         """Takes up transactions and clearing as a checkpoint of this time has them."""
         for key, value in state.clearing():
             pair, position = read_clearing_row(key, value)
             self.clearing.positions[pair] = position
         self.clearing.start(time_us)
-        for transaction_id, value in state.transactions():
-            stored = read_transaction_row(value)
+        rows = [(each, read_transaction_row(value)) for each, value in state.transactions()]
+        for transaction_id, stored in sorted(rows, key=lambda row: row[1].since_us):
             if isinstance(stored, Decided):
                 self.transactions.add_decided(stored)
             else:

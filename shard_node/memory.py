@@ -111,13 +111,15 @@ class Memory:
         accounts: those in memory, by id.
         keys, draft_keys: records' sequences by transfer key, of the current epoch and the draft's.
         loads: how many accounts were looked for in the store, ever.
+        legs: of groups and transactions, posted in this epoch; they have no key each, so without
+            them a few busy accounts would put the checkpoint off for ever.
     """
 
     def __init__(self, store: LedgerStore, sequence: int, accounts_max: int) -> None:
         self.accounts: dict[int, Account] = {}
         self.keys: dict[bytes, int] = {}
         self.draft_keys: dict[bytes, int] = {}
-        self.loads = 0
+        self.loads = self.legs = 0
         self._store = store
         self._accounts_max = accounts_max
         self._touched: dict[int, Account] = {}
@@ -129,8 +131,8 @@ class Memory:
 
     @property
     def rows_not_checkpointed(self) -> int:
-        """What a driver bounds by beginning a checkpoint: accounts touched and keys recorded."""
-        return len(self._touched) + len(self.keys)
+        """What a driver bounds by beginning a checkpoint: accounts touched, keys and legs."""
+        return len(self._touched) + len(self.keys) + self.legs
 
     def account(self, account_id: int) -> Account | None:
         """The account as of every record so far; None = not open."""
@@ -177,6 +179,7 @@ class Memory:
         self._draft_from = sequence + 1
         self.draft_keys, self.keys = self.keys, {}
         self._touched = {}
+        self.legs = 0
         self._epoch += 1
         return self._draft
 

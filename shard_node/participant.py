@@ -174,15 +174,16 @@ class Participant:
         if sequence is not None:
             return self._answer_known(request, members, read_recorded(self._reader, sequence))
         if vote[0] == Vote.NO:
-            return self._refuse(members, RefusalReason(vote[1]), vote[2])
+            return self._refuse(header, members, RefusalReason(vote[1]), vote[2])
         if table.ended(header.transaction_id) is not None or header.deadline_us <= now_us:
+            self.abort(header.transaction_id, header.deadline_us)
             return _answer(Fate.ABORTED, Outcome.NONE)
         legs = legs_on(members, self._shard_id)
         verdict = check_legs(self._memory, legs, now_us)
         if verdict.refusal is not None:
-            return self._refuse(members, verdict.refusal, verdict.index)
+            return self._refuse(header, members, verdict.refusal, verdict.index)
         if verdict.busy or len(table.decided) >= DECIDED_MAX:
-            self._record_aborted(header.transaction_id, header.deadline_us)
+            self.abort(header.transaction_id, header.deadline_us)
             return _answer(Fate.ABORTED, Outcome.NONE)
 
         # Point of no return: once this block is durable, the transaction has happened.
@@ -214,9 +215,18 @@ class Participant:
         self._poster.post(prepared.legs, transaction_id, first_source, decided_us)
 
     def abort(self, transaction_id: bytes, deadline_us: int) -> None:
-        """Drops what was prepared, if it was; it will not be prepared any more."""
-        if self._transactions.ended(transaction_id) is None:
-            self._record_aborted(transaction_id, deadline_us)
+        """Drops what was prepared, if it was; it will not be prepared or decided any more.
+
+        Nothing happens when it has ended, or was decided, already.
+        """
+        table = self._transactions
+        if transaction_id in table.decided or table.ended(transaction_id) is not None:
+            return
+        if prepared := table.prepared.get(transaction_id):
+            deadline_us = prepared.header.deadline_us
+        # One that lies further ahead is not prepared before this id may be forgotten.
+        deadline_us = min(deadline_us, self._block.stamp_us + DEADLINE_AHEAD_MAX_US)
+        self._record_aborted(transaction_id, deadline_us)
 
     def resolve(self, transaction_id: bytes, deadline_us: int) -> bytes:
         """Tells how a transaction ended; ends it when it is too late for it to be decided.
@@ -229,8 +239,8 @@ class Participant:
         ended_us = self._transactions.ended(transaction_id)
         if ended_us is not None:
             return RESOLUTION.pack(Fate.COMMITTED if ended_us else Fate.ABORTED, ended_us)
-        if deadline_us > self._block.stamp_us:
-            return RESOLUTION.pack(Fate.UNDECIDED, 0)
+        if deadline_us > self._block.stamp_us or transaction_id in self._transactions.prepared:
+            return RESOLUTION.pack(Fate.UNDECIDED, 0)  # prepared here, it has another home
         self._record_aborted(transaction_id, deadline_us)
         return RESOLUTION.pack(Fate.ABORTED, 0)
 
@@ -267,7 +277,8 @@ class Participant:
         kind, stamp_us = record[BODY_BYTES], block.time_us
         if kind in (RecordKind.LEG_OUTGOING, RecordKind.LEG_INCOMING):
             decided_us, transaction_id = LEG.unpack_from(record, BODY_BYTES)[6:8]
-            if transaction_id not in self._transactions.decided:
+            of_none = transaction_id == NO_TRANSACTION
+            if not of_none and transaction_id not in self._transactions.decided:
                 until_us = stamp_us + DEADLINE_AHEAD_MAX_US
                 self._transactions.recall(transaction_id, until_us, decided_us)
         elif kind == RecordKind.ABORTED:
@@ -284,10 +295,10 @@ class Participant:
             members = heap[offset : offset + size * MEMBER.size]
             participants = self._participants(split_members(members, b""))
         first_source = KEY_SOURCE.unpack_from(key, KEY_BYTES - KEY_SOURCE.size)[0]
-        header = Header(transaction_id, deadline_us, first_source, self._shard_id, 0)
+        count = max(size, 1)
+        header = Header(transaction_id, deadline_us, first_source, self._shard_id, count)
         self._memory.keys[key] = sequence
-        decided = Decided(header, stamp_us, key, max(size, 1), participants)
-        self._transactions.add_decided(decided)
+        self._transactions.add_decided(Decided(header, stamp_us, key, count, participants))
 
     def apply_leg(self, record: bytes, sequence: int, stamp_us: int) -> None:
         """Applies a leg, and ends what was prepared when it is that transaction's first."""
@@ -352,12 +363,18 @@ class Participant:
         )
         return self._block.append(first.body, effects)
 
-    def _refuse(self, members: list[Member], reason: RefusalReason, index: int) -> bytes:
-        """Ends a transaction by a refusal: of highest precedence of the participants' and ours."""
+    def _refuse(
+        self, header: Header, members: list[Member], reason: RefusalReason, index: int
+    ) -> bytes:
+        """Ends a transaction by a refusal: of highest precedence of the participants' and ours.
+
+        One that leaves no record might not be found again by a late copy of the same message.
+        """
         verdict = check_legs(self._memory, legs_on(members, self._shard_id), self._block.stamp_us)
         if verdict.refusal is not None:
             reason, index = min((reason, index), (verdict.refusal, verdict.index))
         if not is_recorded(reason):
+            self.abort(header.transaction_id, header.deadline_us)
             return _answer(Fate.ABORTED, Outcome.REFUSED, reason=reason, index=index)
         time_us, minor = self._groups.record_refusal(members, reason, index)
         return _answer(

@@ -78,6 +78,7 @@ class Poster:
         self, leg: Leg, account: Account, minor: int, sequence: int, time_us: int, decided_us: int
     ) -> None:
         self._memory.touch(account)
+        self._memory.legs += 1
         balance = balance_of(account, leg.currency, self._shard_id)
         post = balance.post_incoming if leg.incoming else balance.post_outgoing
         post(leg.amount_minor, minor, sequence, time_us)

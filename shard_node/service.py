@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from cluster.packed import BATCH_TRANSFERS_MAX, BODY, BODY_BYTES, METADATA_BYTES_MAX
-from cluster.rpc import Fault
+from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY, Fault
 from doubloon.v1 import (
     admin_service_pb2,
     shard_service_pb2,
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from shard_node.engine import Engine
     from shard_node.queries import Hour
     from shard_node.status import StatusReporter
-
-SHARD_KEY: Final = "doubloon-shard"
-TOPOLOGY_VERSION_KEY: Final = "doubloon-topology-version"
 
 DAY_US: Final = 24 * HOUR_US
 SERIES_HOURS_DEFAULT: Final = 720

@@ -121,6 +121,11 @@ class Decided:
     size: int
     participants: tuple[int, ...]
 
+    @property
+    def since_us(self) -> int:
+        """Since when it waits for its participants: as in `Prepared`."""
+        return self.decided_us
+
 
 @dataclass(frozen=True, slots=True)
 class StoredPrepared:
@@ -161,7 +166,10 @@ class Transactions:
         """Removes a transaction and remembers how it ended (`decided_us` 0 = aborted)."""
         self.prepared.pop(transaction_id, None)
         self.decided.pop(transaction_id, None)
-        self._changed.add(transaction_id)
+        if transaction_id in self._in_state:
+            self._changed.add(transaction_id)
+        else:
+            self._changed.discard(transaction_id)
         self.recall(transaction_id, max(deadline_us, now_us), decided_us)
         order = self._ended_order
         while order and order[0][0] < now_us:

@@ -20,7 +20,7 @@ from scripts.commands.session import (
     var_option,
 )
 from scripts.etcd_server import EtcdServerError
-from scripts.local_cluster import ETCD, ROUTER, SHARD, LocalCluster
+from scripts.local_cluster import COORDINATOR, ETCD, ROUTER, SHARD, LocalCluster
 from scripts.processes import ProcessEnded, ProcessRecord, end_all
 from scripts.state_file import RunningCluster
 from scripts.units import show_time
@@ -37,12 +37,23 @@ def cluster() -> None:
 @cluster.command()
 @click.option("--shards", type=click.IntRange(1, _SHARDS_MAX), default=3, show_default=True)
 @click.option("--routers", type=click.IntRange(1, _SHARDS_MAX), default=1, show_default=True)
+@click.option(
+    "--coordinators", type=click.IntRange(0, _SHARDS_MAX),
+    help="They run what crosses shards. [default: 1, or 0 with one shard]",
+)  # fmt: skip
 @click.option("--allow-imports", is_flag=True, help="Let routers take transfers with a past time.")
 @name_option
 @var_option
 @json_option
 def up(
-    *, shards: int, routers: int, allow_imports: bool, name: str, var: Path, as_json: bool
+    *,
+    shards: int,
+    routers: int,
+    coordinators: int | None,
+    allow_imports: bool,
+    name: str,
+    var: Path,
+    as_json: bool,
 ) -> None:
     """Start a cluster and leave it running.
 
@@ -55,7 +66,16 @@ def up(
         return
     try:
         made = run(
-            _up(var / name, name, shards, routers, allow_imports=allow_imports),
+            _up(
+                LocalCluster(
+                    var / name,
+                    shards=shards,
+                    routers=routers,
+                    coordinators=coordinators,
+                    name=name,
+                    allow_imports=allow_imports,
+                )
+            ),
             "interrupted; nothing is left running",
         )
     except (EtcdServerError, ProcessEnded, TimeoutError) as error:
@@ -75,16 +95,11 @@ def _answer_already_up(session: Session, state: RunningCluster) -> None:
     session.answer(state, lambda: _shown(state, f"cluster {state.name} is already up"))
 
 
-async def _up(
-    folder: Path, name: str, shards: int, routers: int, *, allow_imports: bool
-) -> RunningCluster:
-    made = LocalCluster(
-        folder, shards=shards, routers=routers, name=name, allow_imports=allow_imports
-    )
+async def _up(made: LocalCluster) -> RunningCluster:
     await made.start()
     try:
         addresses, etcd = made.routers, made.etcd.client
-        state = RunningCluster(name, str(made.folder), etcd, addresses, made.records())
+        state = RunningCluster(made.name, str(made.folder), etcd, addresses, made.records())
         state.save()
         await made.detach()
     except BaseException:
@@ -116,7 +131,7 @@ def down(*, name: str, var: Path, as_json: bool) -> None:
 
 async def _down(alive: tuple[ProcessRecord, ...]) -> list[str]:
     killed = []
-    for role in (ROUTER, SHARD, ETCD):
+    for role in (ROUTER, COORDINATOR, SHARD, ETCD):
         killed += await end_all([process for process in alive if process.role == role])
     return killed
 
@@ -137,9 +152,10 @@ def status(*, name: str, var: Path, as_json: bool) -> None:
     value = {"up": complete, "state": state, "status": found, "fault": said}
 
     def shown() -> RenderableType:
-        parts: list[RenderableType] = [_processes(state), Text("")]
-        parts += [_shards(found)] if found is not None else [Text(f"no router answers: {said}")]
-        return Group(*parts)
+        parts = (_processes(state), Text(""))
+        if found is None:
+            return Group(*parts, Text(f"no router answers: {said}"))
+        return Group(*parts, _members(found), Text(""), _shards(found))
 
     session.answer(value, shown)
     if not complete:
@@ -180,17 +196,25 @@ def _processes(state: RunningCluster) -> Table:
     return made
 
 
+def _members(found: ClusterStatus) -> Table:
+    made = table("member", "id", "address", "version", "since")
+    for each in found.members:
+        made.add_row(each.role, each.id, each.address, each.version, show_time(each.started_us))
+    return made
+
+
 def _shards(found: ClusterStatus) -> Table:
     made = table(
         "shard>", "epoch>", "primary", "slots>", "block>", "transfers>", "refused>", "repeats>",
-        "syncs>", "MiB on disk>", "clock",
+        "syncs>", "in doubt>", "unfinished>", "MiB on disk>", "clock",
         title=f"topology {found.topology_version}"
         + ("" if found.etcd_connected else "; the router has lost etcd"),
     )  # fmt: skip
     for each in found.shards:
         disk = (each.log_bytes + each.state_bytes) / 2**20
         numbers = (each.slots, each.durable_block, each.transfers_completed,
-                   each.transfers_refused, each.transfers_repeated, each.log_syncs)  # fmt: skip
+                   each.transfers_refused, each.transfers_repeated, each.log_syncs,
+                   each.transactions_prepared, each.transactions_unfinished)  # fmt: skip
         made.add_row(
             str(each.shard_id), str(each.epoch), each.primary if each.reachable else "unreachable",
             *(f"{number:,}" for number in numbers), f"{disk:,.1f}", show_time(each.clock_us),

@@ -316,11 +316,12 @@ async def test_the_books_balance_and_the_status_is_whole(live: LiveCluster, town
     assert [shard.shard_id for shard in status.shards] == list(SHARDS)
     assert all(shard.reachable and not shard.space_exhausted for shard in status.shards)
     assert sum(shard.slots for shard in status.shards) == 4_096
-    assert [(m.role, m.id) for m in status.members] == [
+    assert {(m.role, m.id) for m in status.members} >= {
         ("router", "router-1"),
         *(("shard_node", f"shard-{shard_id}") for shard_id in SHARDS),
-    ]
-    assert (await live.admin.process_health()).healthy
+    }
+    health = await live.admin.process_health()
+    assert {c.name for c in health.checks if c.healthy} >= {"etcd", "topology", "shards"}
 
 
 async def test_the_plain_client_works_without_asyncio(live: LiveCluster, town: Town) -> None:

@@ -1,12 +1,9 @@
 """The shard node as a process: how it starts, what it refuses to start on, how it ends."""
 
 import asyncio
-import gc
 import os
 import random
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -20,7 +17,7 @@ from doubloon.v1 import shard_service_pb2 as shard
 from doubloon.v1 import wallet_service_pb2 as wallet
 from scripts.processes import ManagedProcess
 from shard_node import startup
-from shard_node.__main__ import GC_THRESHOLDS
+from shard_node.collector import YoungCollector
 from shard_node.ledger import KIND_SYSTEM
 from shard_node.limits import Limits
 from tests.support import ROOT, eventually
@@ -182,20 +179,6 @@ ROUNDS = 4
 times as much of the processor, so one round within the bound is enough."""
 
 
-@contextmanager
-def collector_as_in_a_node() -> Iterator[None]:
-    """Collect garbage as a node does, and leave what earlier tests made out of it."""
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-
-
 async def test_no_turn_of_the_event_loop_is_long(tmp_path: Path, rng: random.Random) -> None:
     """With a real log and checkpoints by a real child, under as much load as there can be."""
     limits = Limits(accounts_max=10_000, checkpoint_rows=8_000)
@@ -224,16 +207,17 @@ async def test_no_turn_of_the_event_loop_is_long(tmp_path: Path, rng: random.Ran
             await engine.settle_account(rng.randrange(1, accounts + 1))
 
     longest_ms = []
+    collector = YoungCollector()
+    collector.start()
     for _ in range(ROUNDS):
         batches = [make(rng.choice((1, 1, 10, 100, 1_000, 8_192))) for _ in range(20)]
         batches.append(make(8_192))
         await engine.checkpoint()
         before = engine.store.state.checkpoint
-        with collector_as_in_a_node():
-            monitor = LoopMonitor()
-            monitor.start()
-            await asyncio.gather(*(caller(batches) for _ in range(8)))
-            monitor.stop()
+        monitor = LoopMonitor()
+        monitor.start()
+        await asyncio.gather(*(caller(batches) for _ in range(8)))
+        monitor.stop()
         after = engine.store.state.checkpoint
         assert before is not None
         assert after is not None
@@ -241,6 +225,7 @@ async def test_no_turn_of_the_event_loop_is_long(tmp_path: Path, rng: random.Ran
         longest_ms.append(monitor.longest_turn_cpu_ms)
         if longest_ms[-1] < TURN_MAX_MS:
             break
+    collector.stop()
     await engine.stop()
     await writer.close()
     os.close(lock_fd)

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from cluster.membership import Member, MemoryMembership
+from cluster.membership import COORDINATOR_ROLE, Member, MemoryMembership
 from cluster.packed import BODY, KEY_BYTES, MEMBER
 from cluster.rpc import Fault
 from cluster.topology import Topology
 from doubloon.v1 import coordinator_service_pb2 as pb
-from router.coordinators import COORDINATOR_ROLE
 from tests.support.shard_nodes import (
     COMPLETED,
     MemoryCluster,

@@ -51,6 +51,8 @@ class Trouble:
     """The call waits for this first."""
     item: Answer | None = None
     """Answers single transfers in place of the books; None from it = the books answer."""
+    group: Callable[[pb.Group], pb.GroupResult | None] | None = None
+    """The same for groups."""
 
 
 class StandingTime:
@@ -77,12 +79,13 @@ class FakeWallet(WalletServiceServicer):
     troubles: deque[Trouble] = field(default_factory=deque)
     calls: Counter[str] = field(default_factory=Counter)
     batches: list[list[bytes]] = field(default_factory=list)
-    """The transfer ids of every batch that arrived, in order."""
+    """The transfer ids, or group ids, of every batch that arrived, in order."""
     accounts: dict[int, pb.AccountSpec] = field(default_factory=dict)
     balances: Counter[tuple[int, str]] = field(default_factory=Counter)
     records: dict[tuple[int, bytes], tuple[types.Transfer, types.TransferResult]] = field(
         default_factory=dict
     )
+    groups: dict[tuple[int, bytes], pb.GroupResult] = field(default_factory=dict)
     entries: list[tuple[int, pb.Entry]] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever a call arrives; for tests to clear and await."""
@@ -120,6 +123,28 @@ class FakeWallet(WalletServiceServicer):
             return pb.TransferBatchResponse(results=results)
         finally:
             self.in_progress -= 1
+
+    async def TransferGroup(
+        self, request: pb.TransferGroupRequest, context: Context
+    ) -> pb.TransferGroupResponse:
+        await self._question("TransferGroup", context)
+        return pb.TransferGroupResponse(result=self.execute_group(request.group))
+
+    async def TransferGroupBatch(
+        self, request: pb.TransferGroupBatchRequest, context: Context
+    ) -> pb.TransferGroupBatchResponse:
+        trouble = await self._begin("TransferGroupBatch")
+        self.in_progress -= 1
+        self.batches.append([group.group_id for group in request.groups])
+        if trouble.status is not None and not trouble.executes:
+            await fail(context, trouble.status, trouble.fault)
+        results = [
+            (trouble.group(group) if trouble.group else None) or self.execute_group(group)
+            for group in request.groups
+        ]
+        if trouble.status is not None:
+            await fail(context, trouble.status, trouble.fault)
+        return pb.TransferGroupBatchResponse(results=results)
 
     async def StreamTransfers(
         self, request_iterator: AsyncIterator[pb.StreamTransfersRequest], context: Context
@@ -204,8 +229,6 @@ class FakeWallet(WalletServiceServicer):
         return pb.GetTransferResponse(
             transfer=transfer,
             result=repeated(result),
-            destination_balance_after_minor=transfer.amount_minor,
-            destination_time_us=result.time_us,
             record=pb.RecordName(log_id=1, sequence=7),
         )
 
@@ -302,7 +325,57 @@ class FakeWallet(WalletServiceServicer):
         self.records[key] = (types.Transfer.FromString(transfer.SerializeToString()), result)
         return result
 
-    def _decide(self, transfer: types.Transfer) -> types.TransferResult:
+    def execute_group(self, group: pb.Group) -> pb.GroupResult:
+        """The same of one group."""
+        fault = None
+        if len(group.group_id) != 16:
+            fault = faulted(types.FAULT_CODE_INVALID_ARGUMENT, field="groups.group_id").fault
+        elif not 1 <= len(group.transfers) <= 16:
+            fault = faulted(types.FAULT_CODE_INVALID_ARGUMENT, field="groups.transfers").fault
+        elif any(transfer.transfer_id for transfer in group.transfers):
+            path = "groups.transfers[0].transfer_id"
+            fault = faulted(types.FAULT_CODE_INVALID_ARGUMENT, field=path).fault
+        if fault is not None:
+            return pb.GroupResult(status=types.TRANSFER_STATUS_FAULT, fault=fault)
+        key = (group.transfers[0].source_account_id, group.group_id)
+        known = self.groups.get(key)
+        if known is None:
+            known = self.groups[key] = self._decide_group(group)
+            return known
+        again = pb.GroupResult.FromString(known.SerializeToString())
+        again.repeat = True
+        return again
+
+    def _decide_group(self, group: pb.Group) -> pb.GroupResult:
+        before, entries = self.balances.copy(), len(self.entries)
+        for index, transfer in enumerate(group.transfers):
+            one = self._decide(transfer, group.group_id, index, len(group.transfers))
+            if one.status == types.TRANSFER_STATUS_REFUSED:
+                self.balances = before
+                del self.entries[entries:]
+                return pb.GroupResult(
+                    status=one.status, refusal=one.refusal, refused_index=index, time_us=one.time_us
+                )
+        first = group.transfers[0]
+        return pb.GroupResult(
+            status=types.TRANSFER_STATUS_COMPLETED,
+            time_us=self.clock_us,
+            source_balance_after_minor=self.balances[first.source_account_id, first.currency],
+        )
+
+    def _decide(
+        self, transfer: types.Transfer, group_id: bytes = b"", index: int = 0, size: int = 0
+    ) -> types.TransferResult:
+        result = self._move(transfer)
+        if result.status == types.TRANSFER_STATUS_COMPLETED:
+            name = (group_id or transfer.transfer_id, index, size)
+            source = (transfer.source_account_id, transfer.currency)
+            destination = (transfer.destination_account_id, transfer.currency)
+            self._post(transfer, name, pb.ENTRY_DIRECTION_OUTGOING, *source)
+            self._post(transfer, name, pb.ENTRY_DIRECTION_INCOMING, *destination)
+        return result
+
+    def _move(self, transfer: types.Transfer) -> types.TransferResult:
         self.clock_us += 1
         source = (transfer.source_account_id, transfer.currency)
         destination = (transfer.destination_account_id, transfer.currency)
@@ -313,8 +386,6 @@ class FakeWallet(WalletServiceServicer):
             )
         self.balances[source] -= transfer.amount_minor
         self.balances[destination] += transfer.amount_minor
-        self._post(transfer, pb.ENTRY_DIRECTION_OUTGOING, *source)
-        self._post(transfer, pb.ENTRY_DIRECTION_INCOMING, *destination)
         return types.TransferResult(
             status=types.TRANSFER_STATUS_COMPLETED,
             time_us=self.clock_us,
@@ -324,6 +395,7 @@ class FakeWallet(WalletServiceServicer):
     def _post(
         self,
         transfer: types.Transfer,
+        name: tuple[bytes, int, int],
         direction: pb.EntryDirection.ValueType,
         account_id: int,
         code: str,
@@ -335,7 +407,10 @@ class FakeWallet(WalletServiceServicer):
             amount_minor=transfer.amount_minor,
             balance_after_minor=self.balances[account_id, code],
             counterparty_account_id=other.pop(),
-            transfer_id=transfer.transfer_id,
+            transfer_id=name[0],
+            key_account_id=transfer.source_account_id,
+            group_index=name[1],
+            group_size=name[2],
             type=transfer.type,
             reference=transfer.reference,
             metadata=transfer.metadata,

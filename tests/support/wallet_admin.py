@@ -9,6 +9,7 @@ import grpc
 from doubloon.v1 import admin_service_pb2 as pb
 from doubloon.v1 import types_pb2 as types
 from doubloon.v1.admin_service_pb2_grpc import AdminServiceServicer
+from doubloon.v1.coordinator_service_pb2 import TRANSACTION_STATE_PREPARED, TransactionInfo
 from tests.support.wallet import START_US, Context, Trouble, fail
 
 
@@ -87,8 +88,42 @@ class FakeAdmin(AdminServiceServicer):
             positive_minor=str(2**70),
             negative_minor=str(-(2**70)),
             balanced=True,
+            clearing_minor="-3",
         )
         return pb.CheckConservationResponse(books=[books], balanced=True)
+
+    async def Audit(self, request: pb.AuditRequest, context: Context) -> pb.AuditResponse:
+        pair = pb.ShardPairAudit(
+            shard_id=1,
+            peer_shard_id=2,
+            currency="GOLD",
+            position_minor=str(2**70),
+            peer_position_minor=str(5 - 2**70),
+            unposted_minor="7",
+            differing_transaction_ids=[bytes(16)],
+        )
+        return pb.AuditResponse(as_of_us=request.as_of_us or START_US, pairs=[pair], in_doubt=4)
+
+    async def ListInDoubt(
+        self, request: pb.ListInDoubtRequest, context: Context
+    ) -> pb.ListInDoubtResponse:
+        info = TransactionInfo(
+            transaction_id=request.transaction_id or bytes(16),
+            state=TRANSACTION_STATE_PREPARED,
+            shard_id=2,
+            home_shard_id=1,
+            participant_shard_ids=[2, 3],
+            since_us=START_US - request.older_than_us,
+        )
+        return pb.ListInDoubtResponse(transactions=[info])
+
+    async def ResolveTransaction(
+        self, request: pb.ResolveTransactionRequest, context: Context
+    ) -> pb.ResolveTransactionResponse:
+        trouble = self._begin("ResolveTransaction")
+        if trouble.status is not None:
+            await fail(context, trouble.status, trouble.fault)
+        return pb.ResolveTransactionResponse(fate=pb.TRANSACTION_FATE_ABORTED)
 
     def _begin(self, name: str) -> Trouble:
         self.calls[name] += 1

@@ -33,6 +33,8 @@ def plain(client: doubloon.Client, admin: doubloon.AdminClient) -> None:
     assert_type(client.open_account(7, doubloon.AccountKind.SYSTEM), doubloon.OpenAccountResult)
     result = client.transfer(1, 7, "GOLD", 5, type=doubloon.TransferType.SALE, metadata=b"m")
     assert_type(result, doubloon.TransferResult)
+    assert_type(client.transfer_group([doubloon.Transfer(1, 7, "GOLD", 5)]), doubloon.GroupResult)
+    assert_type(admin.audit().pairs, tuple[doubloon.ShardPairAudit, ...])
     assert_type(client.balances(7).of("GOLD"), doubloon.Balance | None)
     assert_type(client.entries(7), Iterator[doubloon.Entry])
     assert_type(client.stream_transfers([[]]), Iterator[list[doubloon.TransferResult]])

@@ -210,6 +210,29 @@ async def test_admission_is_bounded_and_refusing_executes_nothing() -> None:
         assert [one.repeat for one in await it.execute(body(11, 1, 2))] == [0]
 
 
+async def test_a_turn_takes_as_many_commands_as_it_may() -> None:
+    async with running() as it:
+        await it.hold_log()
+        before = it.engine.ledger.sequence
+        for number in range(1, 1_001):
+            it.begin(body(number, 1, 2))
+        for _ in range(3):  # the calls begin, the applier wakes, and has its turn
+            await asyncio.sleep(0)
+        assert it.engine.ledger.sequence == before + 1_000
+
+
+async def test_a_turn_is_bounded_in_accounts_to_load() -> None:
+    async with running(Limits(accounts_max=10), accounts=3_000) as it:
+        await it.engine.checkpoint()
+        memory = it.engine.ledger.memory
+        answers = [it.begin(body(number, number, number + 1)) for number in range(1, 2_999, 2)]
+        most, loads = 0, memory.loads
+        while not all(answer.done() for answer in answers):
+            await asyncio.sleep(0)
+            most, loads = max(most, memory.loads - loads), memory.loads
+        assert 0 < most <= engine_module.TURN_TRANSFERS_MAX / engine_module.LOAD_COST + 2
+
+
 async def test_the_applier_waits_for_the_checkpoint_and_goes_on_after() -> None:
     rows = 20
     async with running(Limits(checkpoint_rows=rows), accounts=100) as it:

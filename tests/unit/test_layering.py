@@ -35,6 +35,8 @@ PURE_CORES = {
     "cluster.packed",
     "cluster.refusals",
     "cluster.topology",
+    "coordinator.actions",
+    "coordinator.transactions",
     "coordinator.two_phase",
     "router.audit",
     "router.groups",

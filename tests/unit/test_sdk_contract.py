@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 import doubloon
 from doubloon.enums import member
 from doubloon.v1 import admin_service_pb2 as admin
+from doubloon.v1 import coordinator_service_pb2 as coordinator
 from doubloon.v1 import types_pb2 as types
 from doubloon.v1 import wallet_service_pb2 as wallet
 
@@ -25,6 +26,8 @@ ENUMS: list[tuple[type[IntEnum], EnumDescriptor, str]] = [
     (doubloon.OpenAccountStatus, wallet.OpenAccountStatus.DESCRIPTOR, "OPEN_ACCOUNT_STATUS_"),
     (doubloon.EntryOrder, wallet.EntryOrder.DESCRIPTOR, "ENTRY_ORDER_"),
     (doubloon.EntryDirection, wallet.EntryDirection.DESCRIPTOR, "ENTRY_DIRECTION_"),
+    (doubloon.TransactionState, coordinator.TransactionState.DESCRIPTOR, "TRANSACTION_STATE_"),
+    (doubloon.TransactionFate, admin.TransactionFate.DESCRIPTOR, "TRANSACTION_FATE_"),
 ]
 
 # Ours, the wire's, and what has another name here or is put elsewhere on purpose.
@@ -60,6 +63,11 @@ MESSAGES: list[tuple[type[Any], type[Message], set[str]]] = [
     (doubloon.ProcessHealth, admin.GetProcessHealthResponse, set()),
     (doubloon.ShardBooks, admin.ShardBooks, set()),
     (doubloon.ConservationReport, admin.CheckConservationResponse, set()),
+    (doubloon.Group, wallet.Group, set()),
+    (doubloon.GroupResult, wallet.GroupResult, set()),
+    (doubloon.ShardPairAudit, admin.ShardPairAudit, set()),
+    (doubloon.AuditReport, admin.AuditResponse, set()),
+    (doubloon.TransactionInfo, coordinator.TransactionInfo, set()),
 ]
 
 

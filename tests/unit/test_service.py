@@ -9,6 +9,7 @@ import pytest
 
 from cluster.packed import BATCH_TRANSFERS_MAX
 from cluster.refusals import RefusalReason
+from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY
 from doubloon.v1 import admin_service_pb2 as admin
 from doubloon.v1 import shard_service_pb2 as shard
 from doubloon.v1 import types_pb2 as types
@@ -16,7 +17,6 @@ from doubloon.v1 import wallet_service_pb2 as wallet
 from shard_node import errors, faults
 from shard_node.books import HOUR_US
 from shard_node.limits import Limits
-from shard_node.service import SHARD_KEY, TOPOLOGY_VERSION_KEY
 from tests.support.engines import FLOOR_MINOR, SHARD, START_US, body, results_of, settle
 from tests.support.shard_nodes import MemoryContext
 from tests.support.shard_service import TARGET, served
