@@ -210,6 +210,8 @@ class ChildStateWriter:
         await self._process.wait()
 
     async def _send(self, message: object) -> None:
+        if self._stdin.is_closing():
+            raise CheckpointFailedError("the checkpointing process ended")
         frame = pickle.dumps(message)
         self._stdin.write(_FRAME.pack(len(frame)) + frame)
         try:

@@ -23,7 +23,7 @@ SLICE_ACCOUNTS: Final = 200
 """Accounts whose rows a checkpoint takes in one turn: about 2 ms."""
 
 SLICE_RELEASED: Final = 4_000
-"""Items that memory lets go of in one turn after a checkpoint: about 1 ms."""
+"""Items that memory lets go of in one turn after a checkpoint: up to 5 ms."""
 
 _LOG = structlog.stdlib.get_logger("checkpoints")
 

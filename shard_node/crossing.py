@@ -13,21 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from cluster.packed import (
-    BATCH_TRANSFERS_MAX,
-    BODY,
     BODY_BYTES,
-    DECISION,
-    GROUP_SIZE_MAX,
-    GROUPS_MAX,
-    HEADER,
     KEY_BYTES,
     KEY_SOURCE,
-    MEMBER,
     MEMBER_BODY,
-    METADATA_BYTES_MAX,
     TRANSACTION_ID_BYTES,
-    VOTE,
-    Vote,
 )
 from cluster.rpc import Fault
 from doubloon.v1 import (
@@ -39,18 +29,22 @@ from shard_node.clearing import SECOND_US
 from shard_node.engine import RECORDS_PER_MEMBER
 from shard_node.errors import ShardNodeError
 from shard_node.faults import as_fault, bad_request
-from shard_node.legs import local_members
 from shard_node.log import first_sequence_since
-from shard_node.participant import Request
-from shard_node.records import GROUP_SIZE_AT, LEG, RecordKind, records_of
-from shard_node.transactions import Decided, Header, Prepared
+from shard_node.records import LEG, RecordKind, records_of
+from shard_node.transactions import Prepared
+from shard_node.unpacking import (
+    decisions_of,
+    groups_of,
+    requests_to_decide,
+    requests_to_prepare,
+    transaction_ids_of,
+    votes_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from shard_node.currencies import Currencies
     from shard_node.engine import Engine
-    from shard_node.legs import Member
+    from shard_node.transactions import Decided
 
 LIST_DEFAULT: Final = 1_000
 LIST_MAX: Final = 8_192
@@ -58,6 +52,9 @@ LIST_MAX: Final = 8_192
 
 CROSSINGS_MAX: Final = 100_000
 """Legs in one listing, 6 MB: what explains a difference lies within a second."""
+
+FINISH_IDS: Final = 1_024
+"""Ids in one FINISHED record: 16 KiB of heap, which a block has room for."""
 
 AUDIT_AGE_MAX_US: Final = 60 * SECOND_US
 """How long ago the time of an audit may be; positions are kept twice as long by the second."""
@@ -85,7 +82,7 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
     ) -> shard_service_pb2.ExecuteGroupsResponse:
         """Executes groups whose accounts are all here."""
         self._check_target(context)
-        groups = _groups(request.bodies, request.metadata, self._engine.identity.shard_id)
+        groups = groups_of(request.bodies, request.metadata, self._engine.identity.shard_id)
         try:
             results = await self._engine.execute_groups(groups)
         except ShardNodeError as error:
@@ -100,7 +97,9 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Votes."""
         self._check_target(context)
         self._engine.observe(request.clock_us)
-        requests = _requests(request.headers, request.members, request.metadata)
+        requests = requests_to_prepare(
+            request.headers, request.members, request.metadata, self._engine.identity.shard_id
+        )
         members = sum(each.header.members_count for each in requests)
         room = self._engine.has_room(RECORDS_PER_MEMBER * members + len(requests))
         prepare = self._engine.ledger.participant.prepare
@@ -115,12 +114,14 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Decides."""
         self._check_target(context)
         self._engine.observe(request.clock_us)
-        requests = _requests(request.headers, request.members, request.metadata)
-        if len(request.votes) != VOTE.size * len(requests):
-            raise bad_request("votes", "must be one for each header")
-        votes = list(VOTE.iter_unpack(request.votes))
-        if any(vote[0] not in (Vote.YES, Vote.NO) for vote in votes):
-            raise bad_request("votes", "must be YES or NO")
+        requests = requests_to_decide(
+            request.headers,
+            request.members,
+            request.metadata,
+            self._engine.identity.shard_id,
+            self._engine.clock_us,
+        )
+        votes = votes_of(request.votes, requests)
         commit = self._engine.ledger.participant.commit_home
         calls = [partial(commit, *each) for each in zip(requests, votes, strict=True)]
         records = [1 + RECORDS_PER_MEMBER * each.header.members_count for each in requests]
@@ -133,7 +134,7 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Posts what was prepared."""
         self._check_target(context)
         self._engine.observe(request.clock_us)
-        decisions = _decisions(request.decisions, "decisions")
+        decisions = decisions_of(request.decisions, "decisions")
         participant, table = self._engine.ledger.participant, self._engine.ledger.transactions
         prepared = [table.prepared.get(transaction_id) for transaction_id, _ in decisions]
         calls = [partial(participant.commit_prepared, *each) for each in decisions]
@@ -146,7 +147,7 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
     ) -> shard_service_pb2.AbortPreparedResponse:
         """Drops what was prepared."""
         self._check_target(context)
-        decisions = _decisions(request.transactions, "transactions")
+        decisions = decisions_of(request.transactions, "transactions")
         abort = self._engine.ledger.participant.abort
         await self._finish([partial(abort, *each) for each in decisions], [1] * len(decisions))
         return shard_service_pb2.AbortPreparedResponse()
@@ -156,7 +157,7 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
     ) -> shard_service_pb2.ResolveResponse:
         """Tells what became of transactions."""
         self._check_target(context)
-        decisions = _decisions(request.transactions, "transactions")
+        decisions = decisions_of(request.transactions, "transactions")
         resolve = self._engine.ledger.participant.resolve
         resolutions = await self._finish(
             [partial(resolve, *each) for each in decisions], [1] * len(decisions)
@@ -170,14 +171,13 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
     ) -> shard_service_pb2.FinishResponse:
         """Forgets decisions that are posted everywhere."""
         self._check_target(context)
-        ids = request.transaction_ids
-        count, rest = divmod(len(ids), TRANSACTION_ID_BYTES)
-        if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
-            raise bad_request("transaction_ids", f"must be 1 … {BATCH_TRANSFERS_MAX} of 16 bytes")
-        some = [ids[at : at + TRANSACTION_ID_BYTES] for at in range(0, len(ids), 16)]
+        ids = transaction_ids_of(request.transaction_ids, "transaction_ids")
+        some = [ids[at : at + FINISH_IDS] for at in range(0, len(ids), FINISH_IDS)]
         finish = self._engine.ledger.participant.finish
-        # 16 bytes each in the heap, so a call of all of them is far smaller than it is counted.
-        await self._finish([partial(finish, some)], [1 + count // 16])
+        # 16 bytes each in the heap, so they are far smaller than they are counted.
+        await self._finish(
+            [partial(finish, each) for each in some], [1 + FINISH_IDS // 16] * len(some)
+        )
         return shard_service_pb2.FinishResponse()
 
     async def ListTransactions(  # noqa: N802 - the contract's name
@@ -187,6 +187,10 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         self._check_target(context)
         if request.limit > LIST_MAX:
             raise bad_request("limit", f"must be 1 … {LIST_MAX}, or 0 for {LIST_DEFAULT}")
+        if len(request.transaction_id) not in (0, TRANSACTION_ID_BYTES):
+            raise bad_request("transaction_id", f"must be {TRANSACTION_ID_BYTES} bytes")
+        if request.since_us < 0:
+            raise bad_request("since_us", "must not be negative")
         await self._engine.committer.durable(self._engine.ledger.sequence)
         table = self._engine.ledger.transactions
         if only := request.transaction_id:
@@ -281,61 +285,6 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         except ShardNodeError as error:
             raise as_fault(error) from error
         return b"".join(each for each in answers if each)
-
-
-def _groups(bodies: bytes, metadata: bytes, shard_id: int) -> list[list[Member]]:
-    """Takes packed groups apart; what routers send is checked, not trusted."""
-    count, rest = divmod(len(bodies), BODY_BYTES)
-    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
-        raise bad_request("bodies", f"{len(bodies)} bytes are not 1 … {BATCH_TRANSFERS_MAX} bodies")
-    _check_metadata(BODY.iter_unpack(bodies), metadata)
-    members, groups = local_members(bodies, metadata, shard_id), []
-    while members:
-        size = members[0].body[GROUP_SIZE_AT]
-        if not 1 <= size <= min(len(members), GROUP_SIZE_MAX):
-            raise bad_request("bodies", f"a group cannot have {size} transfers")
-        groups.append(members[:size])
-        members = members[size:]
-    if len(groups) > GROUPS_MAX:
-        raise bad_request("bodies", f"has more than {GROUPS_MAX} groups")
-    return groups
-
-
-def _requests(headers: bytes, members: bytes, metadata: bytes) -> list[Request]:
-    """Takes packed transactions apart; what coordinators send is checked, not trusted."""
-    count, rest = divmod(len(headers), HEADER.size)
-    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
-        raise bad_request("headers", f"must be 1 … {BATCH_TRANSFERS_MAX} of {HEADER.size} bytes")
-    found: list[Request] = []
-    at = metadata_at = 0
-    for start in range(0, len(headers), HEADER.size):
-        header = Header.unpack(headers[start : start + HEADER.size])
-        end = at + header.members_count * MEMBER.size
-        if not 1 <= header.members_count <= GROUP_SIZE_MAX or end > len(members):
-            raise bad_request("headers", "one has more members than there are, or none")
-        own = members[at:end]
-        fields = [MEMBER_BODY.unpack(body) for body, _, _ in MEMBER.iter_unpack(own)]
-        length = sum(each[7] for each in fields)
-        found.append(Request(header, own, metadata[metadata_at : metadata_at + length]))
-        at, metadata_at = end, metadata_at + length
-        if max(each[7] for each in fields) > METADATA_BYTES_MAX or metadata_at > len(metadata):
-            raise bad_request("metadata", "does not have the length that the members say")
-    if at != len(members) or metadata_at != len(metadata):
-        raise bad_request("members", "there are more than the headers say")
-    return found
-
-
-def _check_metadata(bodies: Iterator[tuple[Any, ...]], metadata: bytes) -> None:
-    lengths = [fields[7] for fields in bodies]
-    if max(lengths) > METADATA_BYTES_MAX or sum(lengths) != len(metadata):
-        raise bad_request("metadata", "does not have the length that the bodies say")
-
-
-def _decisions(packed: bytes, field: str) -> list[tuple[bytes, int]]:
-    count, rest = divmod(len(packed), DECISION.size)
-    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
-        raise bad_request(field, f"must be 1 … {BATCH_TRANSFERS_MAX} of {DECISION.size} bytes")
-    return list(DECISION.iter_unpack(packed))
 
 
 def _info(found: Prepared | Decided, shard_id: int) -> coordinator_service_pb2.TransactionInfo:

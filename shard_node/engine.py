@@ -57,14 +57,15 @@ if TYPE_CHECKING:
     from shard_node.records import BlockDraft, LogIdentity, TransferRecord
     from shard_node.store import Store
 
-TURN_TRANSFERS_MAX: Final = 1_024
-"""Transfers decided in one turn of the event loop: 3 to 5 ms."""
+TURN_TRANSFERS_MAX: Final = 512
+"""Transfers decided in one turn of the event loop: 2 to 4 ms, and up to 12 right after a checkpoint
+was begun, when nearly every transfer is the first to touch its accounts."""
 
 LOAD_COST: Final = 5
 """To load an account takes as long as to decide so many transfers: 30 µs beside a busy process."""
 
 CALL_RECORDS_MAX: Final = 256
-"""Records of one short call: it must fit the room that a block has left, and a turn has four."""
+"""Records of one short call: it must fit the room that a block has left."""
 
 RECORDS_PER_MEMBER: Final = 3
 """Records that a member of a group or transaction makes at the most, what it adds to the heap

@@ -123,7 +123,7 @@ class Groups:
         self._memory.keys[members[0].body[:KEY_BYTES]] = sequence
 
     def _answer_known(self, members: list[Member], sequence: int) -> bytes:
-        known = read_recorded(self._reader, sequence)
+        known = read_recorded(self._reader, sequence, members[0].body[:KEY_BYTES])
         bodies = b"".join(each.body for each in members)
         metadata = b"".join(each.metadata for each in members)
         if bodies != known.bodies or metadata != known.metadata:

@@ -273,7 +273,7 @@ class Ledger:
         """
         if reason := _request_refusal(fields):
             return _refused(reason)
-        known = read_recorded(self, earlier)
+        known = read_recorded(self, earlier, body[:KEY_BYTES])
         if known.bodies != body or known.metadata != metadata:
             return _refused(RefusalReason.KEY_REUSED, first_difference(known, body, metadata))
         self.repeated_count += 1

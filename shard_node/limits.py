@@ -19,7 +19,7 @@ class Limits:
     """
 
     accounts_max: int = 200_000
-    checkpoint_rows: int = 250_000
+    checkpoint_rows: int = 400_000
     queue_transfers_max: int = 65_536
     log_map_bytes: int = 256 * 1024**3
     state_map_bytes: int = 64 * 1024**3

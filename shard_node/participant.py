@@ -172,7 +172,7 @@ class Participant:
         key = members[0].body[:KEY_BYTES]
         sequence = self._memory.find_key(key)
         if sequence is not None:
-            return self._answer_known(request, members, read_recorded(self._reader, sequence))
+            return self._answer_known(request, members, read_recorded(self._reader, sequence, key))
         if vote[0] == Vote.NO:
             return self._refuse(header, members, RefusalReason(vote[1]), vote[2])
         if table.ended(header.transaction_id) is not None or header.deadline_us <= now_us:

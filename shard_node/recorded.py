@@ -62,9 +62,10 @@ class Recorded:
     decided_us: int = 0
 
 
-def read_recorded(reader: RecordReader, sequence: int) -> Recorded:
-    """What the keyed record at this sequence says."""
+def read_recorded(reader: RecordReader, sequence: int, key: bytes = b"") -> Recorded:
+    """What the keyed record at this sequence says; with `key`, it must be the record of this key."""
     record, metadata = reader.read_transfer(sequence)
+    assert record.startswith(key), f"the row of key {key.hex()} points to record {sequence}"
     kind, body = record[BODY_BYTES], record[:BODY_BYTES]
     if kind == RecordKind.TRANSFER:
         effects = EFFECTS.unpack_from(record, BODY_BYTES)

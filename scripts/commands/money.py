@@ -1,13 +1,14 @@
-"""`doubloon transfer`, `doubloon currency`, `doubloon verify`: money moved, named and audited."""
+"""`doubloon transfer`, `group`, `currency`, `verify`: money moved, named and added up."""
 
 import uuid
+from collections.abc import Mapping
 
 import click
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from doubloon import Currency, TransferType
+from doubloon import Currency, GroupResult, Transfer, TransferResult, TransferType
 from scripts.commands.params import ACCOUNT_ID, instant
 from scripts.commands.session import (
     EXIT_FAILED,
@@ -68,14 +69,8 @@ async def transfer(
     def shown() -> RenderableType:
         what = f"{show_amount(amount_minor, known.scale)} {currency} from {source} to {destination}"
         after = show_amount(result.source_balance_after_minor, known.scale)
-        why = ""
-        if result.refusal is not None:
-            again = result.refusal.retry_class.name
-            differing = result.refusal.differing_field
-            field = f" of {differing}" if differing else ""
-            why = f": {result.refusal.reason.name}{field} (retry: {again})"
         return Text(
-            f"{result.status.name}{' (repeat)' if result.repeat else ''}{why}\n"
+            f"{_outcome(result)}\n"
             f"  {what}\n"
             f"  id {uuid.UUID(bytes=result.transfer_id)}, at {show_time(result.time_us)}"
             + (f", {source} has {after} {currency}" if result.time_us else "")
@@ -86,11 +81,83 @@ async def transfer(
         raise click.exceptions.Exit(EXIT_REFUSED)
 
 
-def _amount(text: str, currency: Currency) -> int:
+def _outcome(result: TransferResult | GroupResult) -> str:
+    said = f"{result.status.name}{' (repeat)' if result.repeat else ''}"
+    if result.refusal is None:
+        return said
+    again = result.refusal.retry_class.name
+    differing = result.refusal.differing_field
+    field = f" of {differing}" if differing else ""
+    return f"{said}: {result.refusal.reason.name}{field} (retry: {again})"
+
+
+def _amount(text: str, currency: Currency, param: str = "AMOUNT") -> int:
     try:
         return parse_amount(text, currency.scale)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="AMOUNT") from error
+        raise click.BadParameter(str(error), param_hint=param) from error
+
+
+@click.command()
+@click.argument("transfers", metavar="TRANSFER…", nargs=-1, required=True)
+@click.option("--id", "id_", type=click.UUID, help="Ask again for a group that has this id.")
+@connected
+async def group(
+    session: Session, clients: Clients, *, transfers: tuple[str, ...], id_: uuid.UUID | None
+) -> None:
+    """Make 1 … 16 transfers that all happen or none do.
+
+    A TRANSFER is SOURCE:DESTINATION:AMOUNT:CURRENCY[:TYPE]. So this is a sale, with the price to
+    the seller and the fee to the house:
+
+        doubloon group 7:8:12.50:GOLD:SALE 8:3000:0.60:GOLD:FEE
+    """
+    known = {each.code: each for each in await clients.admin.currencies()}
+    made = [_transfer(text, known) for text in transfers]
+    result = await clients.wallet.transfer_group(made, group_id=id_.bytes if id_ else None)
+
+    def shown() -> RenderableType:
+        about = f", transfer {result.refused_index}" if result.refused else ""
+        lines = [
+            f"  {show_amount(each.amount_minor, known[each.currency].scale)} {each.currency}"
+            f" from {each.source} to {each.destination}, {each.type.name}"
+            for each in made
+        ]
+        end = f"  id {uuid.UUID(bytes=result.group_id)}, at {show_time(result.time_us)}"
+        return Text("\n".join([_outcome(result) + about, *lines, end]))
+
+    session.answer(result, shown)
+    if result.refused:
+        raise click.exceptions.Exit(EXIT_REFUSED)
+
+
+def _transfer(text: str, known: Mapping[str, Currency]) -> Transfer:
+    """Read SOURCE:DESTINATION:AMOUNT:CURRENCY[:TYPE]."""
+    param = f"TRANSFER {text!r}"
+    match text.split(":"):
+        case [source, destination, amount, code]:
+            type_name = TransferType.TRANSFER.name
+        case [source, destination, amount, code, type_name]:
+            pass
+        case _:
+            message = "must be SOURCE:DESTINATION:AMOUNT:CURRENCY[:TYPE]"
+            raise click.BadParameter(message, param_hint=param)
+    types = {each.name: each for each in TransferType if each}
+    if type_name.upper() not in types:
+        message = f"{type_name!r} is not one of {', '.join(types)}"
+        raise click.BadParameter(message, param_hint=param)
+    if code not in known:
+        message = f"{code!r} is not registered; there is {', '.join(known) or 'none'}"
+        raise click.BadParameter(message, param_hint=param)
+    accounts = []
+    for account in (source, destination):
+        try:
+            accounts.append(int(ACCOUNT_ID.convert(account, None, None)))
+        except click.BadParameter as error:
+            error.param_hint = param
+            raise
+    amount_minor = _amount(amount, known[code], param)
+    return Transfer(*accounts, code, amount_minor, types[type_name.upper()])
 
 
 @click.group()

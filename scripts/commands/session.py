@@ -35,6 +35,7 @@ DEFAULT_CLUSTER = "local"
 _CLUSTER_NAME = re.compile(
     r"[a-z0-9][a-z0-9._-]{0,62}"
 )  # a folder's name, and a part of etcd's keys
+_UUIDS = frozenset({"transfer_id", "group_id"})
 # Wide enough for every table of ours when nobody says how wide the output is (a file, a pipe).
 _PIPE_WIDTH = 150
 
@@ -106,7 +107,7 @@ def plain(value: object) -> Any:
 
 
 def _plain_field(name: str, value: object) -> Any:
-    if name == "transfer_id" and isinstance(value, bytes) and len(value) == 16:
+    if name in _UUIDS and isinstance(value, bytes) and len(value) == 16:
         return str(uuid.UUID(bytes=value))
     return plain(value)
 

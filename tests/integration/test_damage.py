@@ -248,7 +248,7 @@ async def test_a_row_with_a_valid_checksum_that_is_wrong_is_found(folder: Folder
         assert cursor.last()
         key, value = bytes(cursor.key()), bytes(cursor.value())
         period = read_period_row(key, open_row(key, value))
-        richer = replace(period, incoming=period.incoming + 1)
+        richer = period._replace(incoming=period.incoming + 1)
         account_id, currency = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:10], "big")
         same_key, row = period_row(account_id, currency, richer)
         assert same_key == key

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.clock import HybridClock
 from shard_node.checkpointer import LocalStateWriter
+from shard_node.crossing import _info
 from shard_node.engine import Limits
 from shard_node.ledger import Batch
 from shard_node.log import MemoryLog
@@ -27,7 +28,7 @@ from tests.simulation.world import MS, Process
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cluster.packed import Outcome
+    from doubloon.v1 import coordinator_service_pb2
     from shard_node.books import Account
     from shard_node.ledger import Ledger
     from shard_node.legs import Member
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
     from shard_node.participant import Participant, Request
     from tests.simulation.world import World
 
-CLUSTER: Final = cluster_id_of("simulation")
+    Listing = list[coordinator_service_pb2.TransactionInfo]
 
-Install = "Callable[[Ledger], None]"
+CLUSTER: Final = cluster_id_of("simulation")
 
 
 @dataclass
@@ -168,6 +169,54 @@ class Shard(Process):
             return found
 
         self.apply(command, answer)
+
+    def commit_prepared(
+        self, transaction_id: bytes, decided_us: int, answer: Callable[[bytes], None]
+    ) -> None:
+        """COMMIT to a participant."""
+
+        def command() -> bytes:
+            self.participant.commit_prepared(transaction_id, decided_us)
+            return b""
+
+        self.apply(command, answer)
+
+    def abort(
+        self, transaction_id: bytes, deadline_us: int, answer: Callable[[bytes], None]
+    ) -> None:
+        """ABORT."""
+
+        def command() -> bytes:
+            self.participant.abort(transaction_id, deadline_us)
+            return b""
+
+        self.apply(command, answer)
+
+    def resolve(
+        self, transaction_id: bytes, deadline_us: int, answer: Callable[[bytes], None]
+    ) -> None:
+        """RESOLVE."""
+        self.apply(lambda: self.participant.resolve(transaction_id, deadline_us), answer)
+
+    def finish(self, transaction_ids: list[bytes], answer: Callable[[bytes], None]) -> None:
+        """FINISH."""
+
+        def command() -> bytes:
+            self.participant.finish(transaction_ids)
+            return b""
+
+        self.apply(command, answer)
+
+    def list_transactions(self, since_us: int, answer: Callable[[Listing], None]) -> None:
+        """What has been in doubt here since that time or longer."""
+
+        def give() -> None:
+            table = self.ledger.transactions
+            found = [*table.prepared.values(), *table.decided.values()]
+            infos = [_info(each, self.shard_id) for each in found]
+            answer([each for each in infos if each.since_us <= since_us])
+
+        self.answer_when_durable(give)
 
     def execute(self, body: bytes, answer: Callable[[bytes], None]) -> None:
         """A transfer of which both accounts are here."""

@@ -36,7 +36,6 @@ class Process:
         name: in the trace.
         is_up: whether it runs.
         incarnation: counts its starts.
-        pauses: until when it does nothing, for events that find it so wait.
         offset_us: how far its wall clock is ahead of true time.
     """
 
@@ -111,6 +110,31 @@ DOWN_US: Final = 300 * MS
 """How long a process is down that a plan lets crash."""
 
 
+class Event:
+    """Something that will happen, unless it is cancelled or its process is gone by then."""
+
+    __slots__ = ("action", "incarnation", "is_cancelled", "label", "process")
+
+    def __init__(self, label: str, action: Callable[[], None], process: Process | None) -> None:
+        self.label = label
+        self.action = action
+        self.process = process
+        self.incarnation = process.incarnation if process else 0
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Lets it not happen."""
+        self.is_cancelled = True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it still can happen."""
+        process = self.process
+        if process and (not process.is_up or process.incarnation != self.incarnation):
+            return False
+        return not self.is_cancelled
+
+
 class World:
     """Time, events and messages.
 
@@ -138,7 +162,7 @@ class World:
         self.lines: list[str] = []
         self.processes: dict[str, Process] = {}
         self._keep_lines = keep_lines
-        self._heap: list[tuple[int, int, Process | None, int, str, Callable[[], None]]] = []
+        self._heap: list[tuple[int, int, Event]] = []
         self._pushed = 0
         self._digest = hashlib.blake2b(digest_size=8)
 
@@ -154,14 +178,12 @@ class World:
 
     def after(
         self, delay_us: int, label: str, action: Callable[[], None], process: Process | None = None
-    ) -> None:
+    ) -> Event:
         """Lets something happen later; it does not if `process` is no longer the same then."""
         self._pushed += 1
-        incarnation = process.incarnation if process else 0
-        heappush(
-            self._heap,
-            (self.now_us + delay_us, self._pushed, process, incarnation, label, action),
-        )
+        event = Event(label, action, process)
+        heappush(self._heap, (self.now_us + delay_us, self._pushed, event))
+        return event
 
     def chance(self, probability: float) -> bool:
         """Whether something of this probability happens."""
@@ -213,14 +235,14 @@ class World:
         self.after(down_us, f"restart {process.name}", lambda: self._restart(process))
 
     def _step(self) -> None:
-        self.now_us, _, process, incarnation, label, action = heappop(self._heap)
-        if process and (not process.is_up or process.incarnation != incarnation):
+        self.now_us, _, event = heappop(self._heap)
+        if not event.is_due:
             return
         self.events += 1
         if self.events > EVENTS_MAX:
             raise Violation("it goes on for ever")
-        self.note(f"{self.now_us} {label}")
-        action()
+        self.note(f"{self.now_us} {event.label}")
+        event.action()
         victim = self.plan.crash_after.get(self.events)
         if victim and self.processes[victim].is_up:
             self.crash(self.processes[victim], DOWN_US)

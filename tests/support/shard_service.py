@@ -9,12 +9,17 @@ import grpc
 
 from cluster import rpc
 from cluster.membership import MemoryMembership, MemoryStore
+from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY
 from cluster.runtime import LoopMonitor
 from cluster.topology import Topology
+from doubloon.v1 import admin_service_pb2 as admin
+from doubloon.v1 import shard_service_pb2 as shard
 from doubloon.v1 import shard_service_pb2_grpc
+from doubloon.v1 import types_pb2 as types
+from doubloon.v1 import wallet_service_pb2 as wallet
 from shard_node.currencies import Currencies
 from shard_node.limits import Limits
-from shard_node.service import SHARD_KEY, TOPOLOGY_VERSION_KEY, ShardServicer
+from shard_node.service import ShardServicer
 from shard_node.status import ProcessFacts, StatusReporter
 from tests.support.engines import SHARD, START_US, Running, running
 
@@ -83,3 +88,21 @@ async def served(limits: Limits | None = None, accounts: int = 10) -> AsyncItera
             monitor.stop()
             await server.stop(grace_s=0)
             await membership.close()
+
+
+def execute(*bodies: bytes, metadata: bytes = b"") -> shard.ExecuteTransfersRequest:
+    """A request for these transfers."""
+    return shard.ExecuteTransfersRequest(bodies=b"".join(bodies), metadata=metadata)
+
+
+def open_accounts(**fields: Any) -> wallet.OpenAccountsRequest:
+    """A request for accounts 90 and 91, the second with these fields."""
+    good = wallet.AccountSpec(account_id=90, kind=types.ACCOUNT_KIND_PLAYER)
+    spec = {"account_id": 91, "kind": types.ACCOUNT_KIND_PLAYER, **fields}
+    return wallet.OpenAccountsRequest(accounts=[good, wallet.AccountSpec(**spec)])
+
+
+def change_status(**fields: Any) -> admin.ChangeAccountStatusRequest:
+    """A request to freeze account 1, but for these fields."""
+    wanted = {"account_id": 1, "status": types.ACCOUNT_STATUS_FROZEN, "reason": "asked to"}
+    return admin.ChangeAccountStatusRequest(**{**wanted, **fields})

@@ -16,9 +16,9 @@ from scripts.state_file import FILE_NAME, RunningCluster, StateFileError
 
 COMMANDS = [
     "account", "account close", "account freeze", "account open", "account show",
-    "account unfreeze", "cluster", "cluster down", "cluster status", "cluster up", "currency",
-    "currency list", "currency register", "entries", "flows", "replay", "series", "transfer",
-    "verify",
+    "account unfreeze", "audit", "cluster", "cluster down", "cluster status", "cluster up",
+    "currency", "currency list", "currency register", "entries", "flows", "group", "replay",
+    "series", "transfer", "txn", "txn list", "txn resolve", "txn show", "verify",
 ]  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_every_command_explains_itself(tmp_path: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if c not in {"account", "cluster", "currency"}]
+    "command", [c for c in COMMANDS if c not in {"account", "cluster", "currency", "txn"}]
 )
 def test_every_command_answers_programs(tmp_path: Path, command: str) -> None:
     assert "--json" in run(tmp_path, *command.split(), "--help").output
@@ -65,6 +65,12 @@ def test_every_command_answers_programs(tmp_path: Path, command: str) -> None:
         ("account open 1 --floor 5", "Invalid value for '--floor'"),
         ("replay nowhere.csv", "Invalid value for 'FILE'"),
         ("cluster up --shards 0", "Invalid value for '--shards'"),
+        ("cluster up --coordinators x", "Invalid value for '--coordinators'"),
+        ("group", "Missing argument 'TRANSFER"),
+        ("audit --as-of soon", "Invalid value for '--as-of'"),
+        ("txn show 17", "Invalid value for 'ID': 32 hexadecimal digits"),
+        ("txn resolve", "Missing argument 'ID'"),
+        ("txn list --older-than -1", "Invalid value for '--older-than'"),
         ("cluster up --cluster ../x", "Invalid value for '--cluster'"),
     ],
 )
@@ -154,6 +160,8 @@ def test_a_damaged_state_file_is_named(tmp_path: Path, text: str) -> None:
         ({"status": AccountStatus.FROZEN}, {"status": "FROZEN"}),
         ({"transfer_id": bytes(range(16))},
          {"transfer_id": "00010203-0405-0607-0809-0a0b0c0d0e0f"}),
+        ({"transaction_id": bytes(range(16))},
+         {"transaction_id": "000102030405060708090a0b0c0d0e0f"}),
         ({"metadata": b"\x01\xff", "none": None}, {"metadata": "01ff", "none": None}),
         ((RecordName(1, 2),), [{"log_id": 1, "sequence": 2}]),
     ],

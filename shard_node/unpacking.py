@@ -1,0 +1,180 @@
+"""Packed groups and transactions taken apart; what other processes send is checked, not trusted.
+
+The ledger takes what it is given to be well-formed: whatever it could stumble over is caught here,
+with the field's name, before anything changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cluster.packed import (
+    BATCH_TRANSFERS_MAX,
+    BODY,
+    BODY_BYTES,
+    DECISION,
+    GROUP_SIZE_MAX,
+    GROUPS_MAX,
+    HEADER,
+    MEMBER,
+    MEMBER_BODY,
+    METADATA_BYTES_MAX,
+    TRANSACTION_ID_BYTES,
+    VOTE,
+    Vote,
+)
+from cluster.refusals import RefusalReason
+from shard_node.faults import bad_request
+from shard_node.legs import local_members
+from shard_node.participant import Request
+from shard_node.records import GROUP_SIZE_AT
+from shard_node.transactions import DEADLINE_AHEAD_MAX_US, Header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shard_node.legs import Member
+
+_REASONS = frozenset(RefusalReason)
+
+
+def groups_of(bodies: bytes, metadata: bytes, shard_id: int) -> list[list[Member]]:
+    """The groups of a packed call, all of whose accounts are on this shard."""
+    count, rest = divmod(len(bodies), BODY_BYTES)
+    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+        raise bad_request("bodies", f"{len(bodies)} bytes are not 1 … {BATCH_TRANSFERS_MAX} bodies")
+    _check_metadata(BODY.iter_unpack(bodies), metadata)
+    members, groups = local_members(bodies, metadata, shard_id), []
+    at = 0
+    while at < len(members):
+        size = members[at].body[GROUP_SIZE_AT]
+        if not 1 <= size <= min(len(members) - at, GROUP_SIZE_MAX):
+            raise bad_request("bodies", f"a group cannot have {size} transfers")
+        group = members[at : at + size]
+        rows = [MEMBER_BODY.unpack(each.body) for each in group]
+        if any(
+            (each[0], each[9], each[10]) != (rows[0][0], n, size) for n, each in enumerate(rows)
+        ):
+            raise bad_request("bodies", "a group's transfers do not stand one behind the other")
+        groups.append(group)
+        at += size
+    if len(groups) > GROUPS_MAX:
+        raise bad_request("bodies", f"has more than {GROUPS_MAX} groups")
+    return groups
+
+
+def requests_to_prepare(
+    headers: bytes, members: bytes, metadata: bytes, shard_id: int
+) -> list[Request]:
+    """The transactions of a packed call to one of their participants."""
+    requests = _requests(headers, members, metadata)
+    for each in requests:
+        if each.header.home in (0, shard_id):
+            raise bad_request("headers", "one does not have another shard as its home")
+        for _, *shards in MEMBER.iter_unpack(each.members):
+            if shard_id not in shards:
+                raise bad_request("members", "one does not touch this shard")
+    return requests
+
+
+def requests_to_decide(
+    headers: bytes, members: bytes, metadata: bytes, shard_id: int, clock_us: int
+) -> list[Request]:
+    """The transactions of a packed call to their home, whose clock stands at `clock_us`."""
+    requests = _requests(headers, members, metadata)
+    for each in requests:
+        header = each.header
+        first, first_shard, _ = MEMBER.unpack_from(each.members)
+        if not header.home == first_shard == shard_id:
+            raise bad_request("headers", "one does not have its first source's shard as its home")
+        if header.first_source != MEMBER_BODY.unpack(first)[1]:
+            raise bad_request("headers", "one does not name its first member's source account")
+        if header.deadline_us > clock_us + DEADLINE_AHEAD_MAX_US:
+            raise bad_request("headers", "one has a deadline that lies too far ahead")
+        if max(first[GROUP_SIZE_AT], 1) != header.members_count:
+            raise bad_request("members", "some of a transaction's are missing")
+        if all((a, b) == (shard_id, shard_id) for _, a, b in MEMBER.iter_unpack(each.members)):
+            raise bad_request("members", "those of a transaction touch no other shard")
+    return requests
+
+
+def votes_of(packed: bytes, requests: list[Request]) -> list[tuple[int, int, int]]:
+    """The participants' votes, one for each request."""
+    if len(packed) != VOTE.size * len(requests):
+        raise bad_request("votes", "must be one for each header")
+    votes: list[tuple[int, int, int]] = list(VOTE.iter_unpack(packed))
+    for (vote, reason, _), _request in zip(votes, requests, strict=True):
+        if vote not in (Vote.YES, Vote.NO):
+            raise bad_request("votes", "must be YES or NO")
+        if vote == Vote.NO and reason not in _REASONS:
+            raise bad_request("votes", f"{reason} is no reason for a refusal")
+    if any(
+        vote[2] >= each.header.members_count for vote, each in zip(votes, requests, strict=True)
+    ):
+        raise bad_request("votes", "one is about a transfer that there is not")
+    return votes
+
+
+def decisions_of(packed: bytes, field: str) -> list[tuple[bytes, int]]:
+    """Transactions' ids, each with the time of its decision or its deadline."""
+    count, rest = divmod(len(packed), DECISION.size)
+    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+        raise bad_request(field, f"must be 1 … {BATCH_TRANSFERS_MAX} of {DECISION.size} bytes")
+    found: list[tuple[bytes, int]] = list(DECISION.iter_unpack(packed))
+    if min(time_us for _, time_us in found) <= 0:
+        raise bad_request(field, "one has no time")
+    return found
+
+
+def transaction_ids_of(packed: bytes, field: str) -> list[bytes]:
+    """Transactions' ids."""
+    count, rest = divmod(len(packed), TRANSACTION_ID_BYTES)
+    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+        raise bad_request(field, f"must be 1 … {BATCH_TRANSFERS_MAX} of 16 bytes")
+    starts = range(0, len(packed), TRANSACTION_ID_BYTES)
+    return [packed[at : at + TRANSACTION_ID_BYTES] for at in starts]
+
+
+def _requests(headers: bytes, members: bytes, metadata: bytes) -> list[Request]:
+    count, rest = divmod(len(headers), HEADER.size)
+    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+        raise bad_request("headers", f"must be 1 … {BATCH_TRANSFERS_MAX} of {HEADER.size} bytes")
+    found: list[Request] = []
+    at = metadata_at = 0
+    for start in range(0, len(headers), HEADER.size):
+        header = Header.unpack(headers[start : start + HEADER.size])
+        end = at + header.members_count * MEMBER.size
+        if not 1 <= header.members_count <= GROUP_SIZE_MAX or end > len(members):
+            raise bad_request("headers", "one has more members than there are, or none")
+        own = members[at:end]
+        rows = [MEMBER_BODY.unpack(body) for body, _, _ in MEMBER.iter_unpack(own)]
+        _check_members(rows)
+        length = sum(each[7] for each in rows)
+        found.append(Request(header, own, metadata[metadata_at : metadata_at + length]))
+        at, metadata_at = end, metadata_at + length
+        if max(each[7] for each in rows) > METADATA_BYTES_MAX or metadata_at > len(metadata):
+            raise bad_request("metadata", "does not have the length that the members say")
+    if at != len(members):
+        raise bad_request("members", "there are more than the headers say")
+    if metadata_at != len(metadata):
+        raise bad_request("metadata", "does not have the length that the members say")
+    return found
+
+
+def _check_members(rows: list[tuple[Any, ...]]) -> None:
+    """Checks the members of one transaction, all of them or those that touch one shard."""
+    transfer_id, index_before, size = rows[0][0], -1, rows[0][10]
+    if size > GROUP_SIZE_MAX or len(rows) > max(size, 1):
+        raise bad_request("members", f"a group cannot have {size} transfers")
+    for id_, source, destination, amount, _, _, currency, _, _, index, its_size in rows:
+        if (id_, its_size) != (transfer_id, size) or not index_before < index < max(size, 1):
+            raise bad_request("members", "those of a transaction do not belong together")
+        if amount <= 0 or source == destination or not currency:
+            raise bad_request("members", "one is to be refused before it becomes a transaction")
+        index_before = index
+
+
+def _check_metadata(bodies: Iterator[tuple[Any, ...]], metadata: bytes) -> None:
+    lengths = [fields[7] for fields in bodies]
+    if max(lengths) > METADATA_BYTES_MAX or sum(lengths) != len(metadata):
+        raise bad_request("metadata", "does not have the length that the bodies say")

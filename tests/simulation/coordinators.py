@@ -1,0 +1,352 @@
+"""A coordinator: the real transactions, taken through their rounds on virtual time; and its sweep.
+
+What `coordinator.rounds` and `coordinator.recovery` do with an event loop is done here with events:
+which call follows from which action or answer, what is sent again and when, and what counts as not
+known. What they decide with is theirs: `Item` and the pure half of `recovery`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from cluster.clock import HybridClock
+from cluster.packed import ANSWER, DECISION, GROUP_RESULT, RESOLUTION, VOTE, Vote
+from coordinator.recovery import IN_DOUBT_US, SWEEP_PERIOD_S, plan, read_listings, to_finish
+from coordinator.rounds import (
+    CALL_TIMEOUT_S,
+    RETRY_FIRST_S,
+    RETRY_MAX_S,
+    TRANSACTION_LIFE_US,
+)
+from coordinator.transactions import take_apart
+from coordinator.actions import (
+    AbortPrepared,
+    Answer,
+    CommitHome,
+    CommitPrepared,
+    Finish,
+    Prepare,
+    Retry,
+    State,
+)
+from shard_node.crossing import _info
+from shard_node.participant import Request
+from shard_node.transactions import Header
+from tests.simulation.world import MS, SECOND, Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from coordinator.transactions import Item
+    from coordinator.two_phase import Actions
+    from tests.simulation.clients import Try
+    from tests.simulation.shards import Listing, Shard
+    from tests.simulation.world import Event, World
+
+CALL_TIMEOUT_US: Final = int(CALL_TIMEOUT_S * SECOND)
+PAUSE_MAX_US: Final = 300 * MS
+"""Before what is not known is asked again."""
+
+A = TypeVar("A", bytes, "Listing")
+
+
+class Coordinator(Process):
+    """One coordinator.
+
+    Args:
+        world: what it is in.
+        number: its name.
+        shards: by id.
+        resend: the chance that a call is sent again within its time, as the pool of shards does.
+        on_answer: hears every answer at the moment it is given.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        number: int,
+        shards: dict[int, Shard],
+        resend: float,
+        on_answer: Callable[[Try, bytes], None],
+    ) -> None:
+        super().__init__(world, f"coordinator {number}")
+        self._shards = shards
+        self._resend = resend
+        self._on_answer = on_answer
+        self._tries: dict[Item, Try] = {}
+
+    def start(self) -> None:
+        """Knows nothing, and begins to sweep."""
+        super().start()
+        self._tries = {}
+        self.clock = HybridClock(self)
+        self._sweep_later()
+
+    # --- transactions ---------------------------------------------------------------------------
+
+    def execute(self, asked: Try, time_us: int) -> None:
+        """A client asks; it waits so long."""
+        (item,) = take_apart(asked.intent.members, asked.intent.metadata)
+        self._tries[item] = asked
+        deadline = self.world.after(time_us, f"{asked.name} is over", lambda: self._over(item), self)
+        asked.deadline = deadline
+        self._begin(item)
+
+    def _over(self, item: Item) -> None:
+        if not item.is_answered and item.state is not State.ENDED:
+            self.apply(item, item.deadline())
+
+    def _begin(self, item: Item) -> None:
+        if item.state is not State.WAITING:
+            return
+        transaction_id = self.world.rng.randbytes(16)
+        self._tries[item].transaction_ids.append(transaction_id)
+        self.apply(item, item.begin(transaction_id, self.clock.tick() + TRANSACTION_LIFE_US))
+
+    def apply(self, item: Item, actions: Actions) -> None:
+        """Does what an event called for."""
+        for action in actions:
+            match action:
+                case Prepare():
+                    for shard in item.participants:
+                        self._prepare(item, shard)
+                case CommitHome(vote):
+                    item.vote_asked = vote
+                    self._commit_home(item)
+                case CommitPrepared(decision, shards):
+                    for shard in shards:
+                        self._commit_prepared(item, shard, decision)
+                case AbortPrepared(transaction, shards):
+                    for shard in shards:
+                        self._abort(shard, *DECISION.unpack(transaction))
+                case Finish():
+                    self._finish(item.home, [item.transaction_id])
+                case Answer(result):
+                    asked = self._tries[item]
+                    asked.deadline.cancel()
+                    self._on_answer(asked, result)
+                case Retry():
+                    self._retry(item)
+
+    def voted(self, item: Item, shard: int, vote: tuple[int, int, int]) -> None:
+        """A participant has answered PREPARE."""
+        self.apply(item, item.vote(shard, *vote))
+
+    def _prepare(self, item: Item, shard: int) -> None:
+        header, members, metadata = item.for_participant(shard)
+        request = Request(Header.unpack(header), members, metadata)
+        clock_us = self.clock.tick()
+
+        def handle(at: Shard, answer: Callable[[bytes], None]) -> None:
+            at.observe(clock_us)
+            at.prepare(request, answer)
+
+        def unknown() -> None:
+            self.apply(item, item.unreached(shard))
+
+        def then(vote: bytes) -> None:
+            self.voted(item, shard, VOTE.unpack(vote))
+
+        self.call(shard, "prepare", handle, then, unknown)
+
+    def _commit_home(self, item: Item) -> None:
+        request = Request(Header.unpack(item.header), item.members, item.metadata)
+        vote, clock_us = VOTE.unpack(item.vote_asked), self.clock.tick()
+
+        def handle(at: Shard, answer: Callable[[bytes], None]) -> None:
+            at.observe(clock_us)
+            at.commit_home(request, vote, answer)
+
+        def then(answer: bytes) -> None:
+            self.apply(item, item.home_answer(ANSWER.unpack(answer)))
+
+        def unknown() -> None:
+            self._pause("ask again", lambda: self.apply(item, item.home_unknown()))
+
+        self.call(item.home, f"commit home {Vote(vote[0]).name}", handle, then, unknown)
+
+    def _commit_prepared(self, item: Item, shard: int, decision: bytes) -> None:
+        def then(_: bytes) -> None:
+            self.apply(item, item.posted(shard))
+
+        def unknown() -> None:
+            self._pause("tell again", lambda: self.apply(item, item.post_unknown(shard)))
+
+        self._tell(shard, *DECISION.unpack(decision), then, unknown)
+
+    def _retry(self, item: Item) -> None:
+        pause_s = min(RETRY_FIRST_S * 2 ** (item.attempts - 1), RETRY_MAX_S)
+        pause_us = int(pause_s * SECOND * self.world.rng.uniform(0.5, 1.0))
+        self.world.after(pause_us, f"{self.name} retries", lambda: self._begin(item), self)
+
+    def _pause(self, what: str, action: Callable[[], None]) -> None:
+        pause_us = self.world.rng.randrange(MS, PAUSE_MAX_US)
+        self.world.after(pause_us, f"{self.name}: {what}", action, self)
+
+    # --- single calls ---------------------------------------------------------------------------
+
+    def _tell(
+        self,
+        shard: int,
+        transaction_id: bytes,
+        decided_us: int,
+        then: Callable[[bytes], None],
+        unknown: Callable[[], None],
+    ) -> None:
+        clock_us = self.clock.tick()
+
+        def handle(at: Shard, answer: Callable[[bytes], None]) -> None:
+            at.observe(clock_us)
+            at.commit_prepared(transaction_id, decided_us, answer)
+
+        self.call(shard, "commit", handle, then, unknown)
+
+    def _abort(
+        self,
+        shard: int,
+        transaction_id: bytes,
+        deadline_us: int,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        def handle(at: Shard, answer: Callable[[bytes], None]) -> None:
+            at.abort(transaction_id, deadline_us, answer)
+
+        self.call(shard, "abort", handle, lambda _: done(), done)
+
+    def _finish(self, home: int, transaction_ids: list[bytes]) -> None:
+        def handle(at: Shard, answer: Callable[[bytes], None]) -> None:
+            at.finish(transaction_ids, answer)
+
+        self.call(home, "finish", handle, lambda _: None, lambda: None)
+
+    def call(
+        self,
+        shard_id: int,
+        what: str,
+        handle: Callable[[Shard, Callable[[A], None]], None],
+        then: Callable[[A], None],
+        unknown: Callable[[], None],
+    ) -> None:
+        """Asks a shard: exactly one of `then` and `unknown` follows, unless we crash before."""
+        shard, incarnation, world = self._shards[shard_id], self.incarnation, self.world
+        label = f"{self.name} → {shard_id}: {what}"
+        timers: list[Event] = []
+
+        def settle(then: Callable[[], None]) -> None:
+            if self.incarnation == incarnation and not timers[0].is_cancelled:
+                for timer in timers:
+                    timer.cancel()
+                then()
+
+        def answer(result: A) -> None:
+            shown = result.hex() if isinstance(result, bytes) else str(len(result))
+            world.send(f"{label}: {shown}", self, lambda: settle(lambda: then(result)))
+
+        def send() -> None:
+            world.send(label, shard, lambda: handle(shard, answer))
+
+        timeout = world.after(CALL_TIMEOUT_US, f"{label}: no answer", lambda: settle(unknown), self)
+        timers.append(timeout)
+        if world.chance(self._resend):
+            again_us = world.rng.randrange(50 * MS, CALL_TIMEOUT_US)
+            timers.append(world.after(again_us, f"{label}: again", send, self))
+        send()
+
+    # --- the sweep ------------------------------------------------------------------------------
+
+    def _sweep_later(self) -> None:
+        period_us = int(SWEEP_PERIOD_S * self.world.rng.uniform(0.5, 1.5) * SECOND)
+        self.world.after(period_us, f"{self.name} sweeps", self._sweep, self)
+
+    def _sweep(self) -> None:
+        since_us = self.clock.tick() - IN_DOUBT_US
+        listings: dict[int, Listing] = {}
+        waits = Barrier(len(self._shards), lambda: self._resolve(listings))
+
+        def ask(shard_id: int) -> None:
+            def handle(at: Shard, answer: Callable[[Listing], None]) -> None:
+                at.list_transactions(since_us, answer)
+
+            def then(found: Listing) -> None:
+                listings[shard_id] = found
+                waits.arrive()
+
+            self.call(shard_id, "list", handle, then, waits.arrive)
+
+        for shard_id in self._shards:
+            ask(shard_id)
+
+    def _resolve(self, listings: Mapping[int, Listing]) -> None:
+        in_doubt = read_listings(listings)
+        resolutions: dict[bytes, tuple[int, int]] = {}
+        asked = [
+            (home, *each) for home, some in in_doubt.to_resolve().items() for each in some
+        ]
+
+        def settle() -> None:
+            steps = plan(in_doubt, resolutions)
+            posted: dict[int, list[bytes]] = {}
+
+            def finish() -> None:
+                for home, ids in to_finish(in_doubt, posted).items():
+                    self._finish(home, ids)
+                self._sweep_later()
+
+            commits = [(shard, *each) for shard, some in steps.commit.items() for each in some.items()]
+            aborts = [(shard, *each) for shard, some in steps.abort.items() for each in some.items()]
+            waits = Barrier(len(commits) + len(aborts), finish)
+            self._settle(commits, aborts, posted, waits)
+
+        waits = Barrier(len(asked), settle)
+        for home, transaction_id, deadline_us in asked:
+            self._ask_fate(home, transaction_id, deadline_us, resolutions, waits)
+
+    def _ask_fate(
+        self,
+        home: int,
+        transaction_id: bytes,
+        deadline_us: int,
+        resolutions: dict[bytes, tuple[int, int]],
+        waits: Barrier,
+    ) -> None:
+        def handle(at: Shard, answer: Callable[[bytes], None]) -> None:
+            at.resolve(transaction_id, deadline_us, answer)
+
+        def then(answer: bytes) -> None:
+            resolutions[transaction_id] = RESOLUTION.unpack(answer)
+            waits.arrive()
+
+        self.call(home, "resolve", handle, then, waits.arrive)
+
+    def _settle(
+        self,
+        commits: Iterable[tuple[int, bytes, int]],
+        aborts: Iterable[tuple[int, bytes, int]],
+        posted: dict[int, list[bytes]],
+        waits: Barrier,
+    ) -> None:
+        for shard, transaction_id, decided_us in commits:
+
+            def then(_: bytes, shard: int = shard, transaction_id: bytes = transaction_id) -> None:
+                posted.setdefault(shard, []).append(transaction_id)
+                waits.arrive()
+
+            self._tell(shard, transaction_id, decided_us, then, waits.arrive)
+        for shard, transaction_id, deadline_us in aborts:
+            self._abort(shard, transaction_id, deadline_us, waits.arrive)
+
+
+class Barrier:
+    """Goes on when so many have arrived; at once when none is awaited."""
+
+    def __init__(self, count: int, then: Callable[[], None]) -> None:
+        self._left = count
+        self._then = then
+        if not count:
+            then()
+
+    def arrive(self) -> None:
+        """One of them."""
+        self._left -= 1
+        if not self._left:
+            self._then()
