@@ -187,7 +187,6 @@ class Transaction:
         "_awaited",
         "_decision",
         "_held",
-        "_may_commit",
         "_refusal",
         "_result",
         "_undecidable",

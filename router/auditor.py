@@ -146,8 +146,8 @@ class _Explanation:
         wrong: dict[bytes, int] = {}
         to_us, span_us = self.as_of_us - 1, _FIRST_SPAN_US
         try:
-            while unexplained_minor and to_us > 0 and len(wrong) < DIFFERING_MAX:
-                after_us = max(0, to_us - span_us)
+            while unexplained_minor and to_us > 1 and len(wrong) < DIFFERING_MAX:
+                after_us = max(1, to_us - span_us)
                 more = await self._between(after_us, to_us)
                 unexplained_minor -= sum(more.values())
                 wrong |= more

@@ -23,6 +23,7 @@ from router.routing import (
     Rules,
     Split,
     definite_fault,
+    gathered,
     wrong_with_transfer,
 )
 
@@ -40,13 +41,13 @@ def split_groups(
         rules: see there.
         path: the request's field that holds the groups, for the paths in faults.
     """
-    out: Split[GroupOutcome] = Split()
+    answered: dict[int, GroupOutcome] = {}
     crossing = Packing()
     by_shard: dict[int, Packing] = {}
     for position, group in items:
         answer = _fault(group, rules, path, position) or _refusal(group, rules)
         if answer is not None:
-            out.answered[position] = answer
+            answered[position] = answer
             continue
         shards = [
             (
@@ -69,9 +70,7 @@ def split_groups(
         packing.shards |= touched
         packing.positions.append(position)
         packing.metadata += [each.metadata for each in group.transfers if each.metadata]
-    out.batches = {shard: packing.packed() for shard, packing in by_shard.items()}
-    out.crossing = crossing.packed() if crossing.positions else None
-    return out
+    return gathered(by_shard, crossing, answered)
 
 
 def _bodies(group: wallet_service_pb2.Group, rules: Rules) -> list[bytes]:

@@ -79,7 +79,7 @@ class Packed:
     shards: tuple[int, ...]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Split(Generic[OutcomeT]):
     """A batch taken apart. Every position is in exactly one of the three.
 
@@ -89,9 +89,9 @@ class Split(Generic[OutcomeT]):
         answered: position → what the router itself has to say.
     """
 
-    batches: dict[int, Packed] = field(default_factory=dict)
-    crossing: Packed | None = None
-    answered: dict[int, OutcomeT] = field(default_factory=dict)
+    batches: Mapping[int, Packed]
+    crossing: Packed | None
+    answered: Mapping[int, OutcomeT]
 
 
 @dataclass(slots=True)
@@ -119,8 +119,7 @@ def split(
         rules: see there.
         path: the request's field that holds the transfers, for the paths in faults.
     """
-    out: Split[Outcome] = Split()
-    answered = out.answered
+    answered: dict[int, Outcome] = {}
     crossing = Packing()
     shard_of_slot = rules.topology.shard_of_slot
     number_of, allow_imports = rules.currency_numbers.get, rules.allow_imports
@@ -177,11 +176,18 @@ def split(
         packing.records.append(body)
         if metadata:
             packing.metadata.append(metadata)
-    for shard, packing in by_shard.items():
-        out.batches[shard] = packing.packed()
-    if crossing.positions:
-        out.crossing = crossing.packed()
-    return out
+    return gathered(by_shard, crossing, answered)
+
+
+def gathered(
+    by_shard: Mapping[int, Packing], crossing: Packing, answered: dict[int, OutcomeT]
+) -> Split[OutcomeT]:
+    """Return a batch as it was taken apart."""
+    return Split(
+        {shard: packing.packed() for shard, packing in by_shard.items()},
+        crossing.packed() if crossing.positions else None,
+        answered,
+    )
 
 
 def _malformed(

@@ -27,6 +27,7 @@ from scripts.progress import progress
 from scripts.units import show_time
 
 _PLOT_WIDTH = 100
+_COORDINATORS = 2  # one would do; any number may run at once
 
 
 @click.command()
@@ -64,25 +65,24 @@ async def _demo(
     shown: Console, shards: int, players: int, events: int, seed: int, output: Path
 ) -> tuple[dict[str, Any], bool]:
     start_s = time.perf_counter()
+    coordinators = _COORDINATORS if shards > 1 else 0
     findings = Findings()
     etcd = find_etcd()
     play_only = " (for play only: it can lose data when killed)" if etcd.play_only else ""
-    shown.print(f"starting etcd {etcd.version}{play_only}, {shards} shard nodes and a router")
+    roles = f"{shards} shard nodes, {coordinators} coordinators and a router"
+    shown.print(f"starting etcd {etcd.version}{play_only}, {roles}")
     with tempfile.TemporaryDirectory(prefix="doubloon-demo-") as folder:
-        async with LocalCluster(Path(folder), shards=shards, allow_imports=True) as cluster:
+        async with LocalCluster(
+            Path(folder), shards=shards, coordinators=coordinators, allow_imports=True
+        ) as cluster:
             started_s = time.perf_counter() - start_s
             routers = cluster.routers
             shown.print(f"up in {started_s:.1f} s; the router is {routers[0]}")
             config = EconomyConfig(
-                seed,
-                end_us=time.time_ns() // 1_000,
-                shard_ids=cluster.topology.shards,
-                shard_of=cluster.topology.shard_of,
-                players=players,
-                events=events,
+                seed, end_us=time.time_ns() // 1_000, players=players, events=events
             )
             async with AsyncClient(routers) as wallet, AsyncAdminClient(routers) as admin:
-                demo = Demo(wallet, admin, config, findings)
+                demo = Demo(wallet, admin, config, cluster.topology, findings)
                 busy = await _play(demo, shown)
                 status = await admin.cluster_status()
     picture = _draw(busy, output)
@@ -101,12 +101,13 @@ async def _play(demo: Demo, shown: Console) -> BusyPlayer:
     await demo.register_currencies()
     with progress(shown, "accounts", accounts) as advance:
         await demo.open_accounts(advance)
-    with progress(shown, "transfers", len(demo.month)) as advance:
+    with progress(shown, "transfers and groups", len(demo.month)) as advance:
         await demo.play_month(advance)
     busy = await demo.ask_busy_player()
     await demo.compare_balances()
-    await demo.check_conservation()
     await demo.measure()
+    await demo.check_conservation()
+    await demo.audit()
     return busy
 
 
@@ -137,13 +138,15 @@ def _measurements(findings: Findings, status: ClusterStatus) -> RenderableType:
             name, f"{len(measured.durations_s):,}",
             f"{measured.percentile_ms(50):.2f}", f"{measured.percentile_ms(99):.2f}",
         )  # fmt: skip
-    transfers, syncs = findings.tally.sent, sum(shard.log_syncs for shard in status.shards)
+    transfers, syncs = findings.transfers, sum(shard.log_syncs for shard in status.shards)
     disk = sum(shard.log_bytes + shard.state_bytes for shard in status.shards)
     return Group(
         Text(
             f"{findings.accounts:,} accounts opened in {findings.opening_s:.1f} s; "
             f"{transfers:,} transfers in {findings.playing_s:.1f} s, "
             f"{transfers / findings.playing_s:,.0f} a second, each account's in order;\n"
+            f"{findings.crossing / max(1, transfers):.0%} are between shards, "
+            f"{findings.groups:,} groups;\n"
             f"{findings.batches:,} batches of {transfers / max(1, findings.batches):.0f} on "
             f"average, {syncs:,} syncs, {disk / max(1, transfers):,.0f} bytes on disk per transfer"
         ),
@@ -175,7 +178,9 @@ def _value(
         "passed": findings.passed,
         "checks": findings.checks,
         "accounts": findings.accounts,
-        "transfers": findings.tally.sent,
+        "transfers": findings.transfers,
+        "crossing": findings.crossing,
+        "groups": findings.groups,
         "completed": findings.tally.completed,
         "refused": {reason.name: count for reason, count in findings.tally.refused.items()},
         "opening_s": findings.opening_s,

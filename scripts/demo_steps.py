@@ -7,9 +7,10 @@ hourly balances. A check that fails is a finding, never an exception, so that al
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cluster.topology import Topology
 from doubloon import (
     AccountKind,
     AccountSpec,
@@ -18,17 +19,16 @@ from doubloon import (
     BalanceSeries,
     Entry,
     FlowsWindow,
-    Transfer,
-    TransferResult,
+    Group,
     TransferType,
 )
 from scripts import naive
-from scripts.economy import GOLD, SCALES, Economy, EconomyConfig
+from scripts.economy import GOLD, HOUSE, SCALES, Economy, EconomyConfig
 from scripts.latency import Latencies
 from scripts.naive import DAY_US, HOUR_US, Books
-from scripts.playing import Send, Tally, play
+from scripts.playing import Result, Send, Tally, make, play
 from scripts.progress import Advance
-from scripts.schedule import BATCH_TRANSFERS_MAX, batches
+from scripts.schedule import BATCH_TRANSFERS_MAX, Item, batches, transfers_of
 
 REFUSED_SHARE_MAX = 0.03
 """A few players try to buy what they cannot pay for; more would not be the month as made."""
@@ -38,6 +38,7 @@ _QUERIES = 300  # the same
 _ACCOUNTS_COMPARED = 100  # besides the game's own and the busiest player
 _STATEMENT_ENTRIES = 10
 _HISTORY_HOURS = 720
+_FORGETTING_TRIES, _FORGETTING_S = 20, 0.25
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ class Findings:
     """All that the demo found out.
 
     Attributes:
-        tally: what became of the month's transfers.
-        batches: how many calls that took.
+        tally: what became of the month's transfers and groups.
+        transfers: how many transfers they are in all.
+        crossing: how many of these are between shards.
+        groups: how many groups.
+        batches: how many batches that took.
         opening_s: seconds to open all accounts.
         playing_s: seconds to play the month.
         batch, single, flows_query, series_query: how long calls took.
@@ -63,6 +67,9 @@ class Findings:
     """
 
     tally: Tally = field(default_factory=Tally)
+    transfers: int = 0
+    crossing: int = 0
+    groups: int = 0
     batches: int = 0
     accounts: int = 0
     opening_s: float = 0.0
@@ -100,6 +107,7 @@ class Demo:
         wallet: a client of its routers.
         admin: the same, for operators.
         config: what month.
+        topology: says what is between shards; the game itself does not know.
         findings: filled as it goes.
     """
 
@@ -108,11 +116,13 @@ class Demo:
         wallet: AsyncClient,
         admin: AsyncAdminClient,
         config: EconomyConfig,
+        topology: Topology,
         findings: Findings,
     ) -> None:
         self._wallet = wallet
         self._admin = admin
         self._config = config
+        self._topology = topology
         self._findings = findings
         self._random = random.Random(config.seed)
         self.economy = Economy(config)
@@ -144,37 +154,31 @@ class Demo:
         )
 
     async def play_month(self, advance: Advance) -> None:
-        """Play the month, one line of batches for each shard, all lines at once."""
-        tallies = {shard_id: Tally() for shard_id in self._config.shard_ids}
+        """Play the month, each account's transfers in order."""
+        findings = self._findings
+        transfers = [transfer for played in self.month for transfer in played.transfers]
+        shard_of = self._topology.shard_of
+        findings.transfers = len(transfers)
+        findings.crossing = sum(shard_of(t.source) != shard_of(t.destination) for t in transfers)
+        findings.groups = sum(isinstance(played.item, Group) for played in self.month)
         unexpected: list[str] = []
-        send = self._sending(unexpected)
         start_s = time.perf_counter()
-        async with asyncio.TaskGroup() as lines:
-            for shard_id, tally in tallies.items():
-                line = batches(self._transfers_of(shard_id), self.economy.hubs)
-                lines.create_task(play(send, line, tally, advance))
-        self._findings.playing_s = time.perf_counter() - start_s
-        self._findings.batches = len(self._findings.batch.durations_s)
-        for tally in tallies.values():
-            self._findings.tally.include(tally)
+        line = batches((played.item for played in self.month), self.economy.hubs)
+        await play(self._sending(unexpected), line, findings.tally, advance)
+        findings.playing_s = time.perf_counter() - start_s
+        findings.batches = len(findings.batch.durations_s)
         self._check_month(unexpected)
 
-    def _transfers_of(self, shard_id: int) -> Iterator[Transfer]:
-        for played in self.month:
-            if self._config.shard_of(played.transfer.source) == shard_id:
-                yield played.transfer
-
-    def _sending(self, unexpected: list[str]) -> Send:
+    def _sending(self, unexpected: list[str]) -> Send[Item]:
         """Return what sends a batch, times it, and notes results that the game did not expect."""
-        refused = {p.transfer.transfer_id for p in self.month if not p.completes}
+        refused = {_id_of(p.item) for p in self.month if not p.completes}
 
-        async def send(batch: Sequence[Transfer]) -> Sequence[TransferResult]:
-            results = await self._findings.batch.timed(self._wallet.transfer_batch(batch))
-            for transfer, result in zip(batch, results, strict=True):
-                expected = transfer.transfer_id not in refused
-                if result.repeat or result.completed != expected:
-                    route = f"{transfer.source} → {transfer.destination}"
-                    unexpected.append(f"{route}: {result.status.name}")
+        async def send(batch: Sequence[Item]) -> Sequence[Result]:
+            results = await self._findings.batch.timed(make(self._wallet, batch))
+            for item, result in zip(batch, results, strict=True):
+                if result.repeat or result.committed == (_id_of(item) in refused):
+                    route = [f"{t.source} → {t.destination}" for t in transfers_of(item)]
+                    unexpected.append(f"{', '.join(route)}: {result.status.name}")
             return results
 
         return send
@@ -206,9 +210,11 @@ class Demo:
         series = await self._wallet.balance_series(player, GOLD, to_time=end_us)
         page = await self._wallet.entries_page(player, page_size=_STATEMENT_ENTRIES)
         history = [
-            p.transfer
-            for p in self.month
-            if p.completes and player in {p.transfer.source, p.transfer.destination}
+            transfer
+            for played in self.month
+            if played.completes
+            for transfer in played.transfers
+            if player in {transfer.source, transfer.destination}
         ]
         expected = naive.flows(history, player, GOLD, end_us - DAY_US, end_us)
         got = flows.of(GOLD)
@@ -228,7 +234,7 @@ class Demo:
         """Compare balances with the game's books: its own accounts' and many players'."""
         books = Books(self.economy.floors_minor)
         for played in self.month:
-            books.apply(played.transfer)
+            books.apply(*played.transfers)
         some = self._random.sample(
             self.economy.players, min(_ACCOUNTS_COMPARED, len(self.economy.players))
         )
@@ -247,9 +253,11 @@ class Demo:
     async def measure(self) -> None:
         """Time single transfers and both queries, one call at a time."""
         player, end_us = self.economy.busiest, self._config.end_us
-        treasury = self.economy.houses[self._config.shard_of(player)].treasury
         for _ in range(_SINGLE_TRANSFERS):
-            call = self._wallet.transfer(treasury, player, GOLD, 1, type=TransferType.ADJUSTMENT)
+            lucky = self._random.choice(self.economy.players)
+            call = self._wallet.transfer(
+                HOUSE.treasury, lucky, GOLD, 1, type=TransferType.ADJUSTMENT
+            )
             (await self._findings.single.timed(call)).raise_for_refusal()
         for _ in range(_QUERIES):
             asked = self._random.choice((player, self._random.choice(self.economy.players)))
@@ -263,5 +271,25 @@ class Demo:
         report = await self._admin.check_conservation()
         held = sum(books.accounts for books in report.books)
         detail = f"{len(report.books)} books, {held:,} balances"
-        complete = len(report.books) == len(SCALES) * len(self._config.shard_ids)
+        complete = len(report.books) == len(SCALES) * len(self._topology.shards)
         self._findings.check("promise 1, conservation", detail, passed=report.balanced and complete)
+
+    async def audit(self) -> None:
+        """Check promise 1 between shards, and that nothing is left in doubt."""
+        report = await self._admin.audit()
+        detail = f"{len(report.pairs)} positions of two shards each, {report.in_doubt} in doubt"
+        clean = report.balanced and not report.in_doubt
+        self._findings.check("the audit between shards", detail, passed=clean)
+        left = await self._admin.in_doubt()
+        for _ in range(_FORGETTING_TRIES):
+            if not left:
+                break
+            await asyncio.sleep(_FORGETTING_S)  # homes forget what is finished in their own time
+            left = await self._admin.in_doubt()
+        self._findings.check(
+            "nothing is in doubt", f"{len(left)} transactions listed", passed=not left
+        )
+
+
+def _id_of(item: Item) -> bytes:
+    return item.group_id if isinstance(item, Group) else item.transfer_id

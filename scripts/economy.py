@@ -1,10 +1,9 @@
-"""A month of a game's economy: a seeded, time-ordered sequence of transfers.
+"""A month of a game's economy: a seeded, time-ordered sequence of transfers and groups.
 
 Pure, and the same for the same configuration. Ten thousand players of Zipf-shaped activity play by
-the hour of the day; a treasury pays for logins and quests, a shop sells, a fee account takes a
-share of trades between players, and a few whales buy gems. Every transfer stays within one shard:
-each shard has a treasury, a shop and a fee account of its own, and players trade with players of
-their own shard.
+the hour of the day; a treasury pays for logins and quests, a shop sells, players sell to each other
+and give to each other whoever they are, and a few whales buy gems. A sale is a group: the price to
+the seller and, out of it, the fee to the house. Nothing here knows of shards.
 
 The game keeps naive books while it goes, as a game does, so that players mostly buy what they can
 pay for; now and then one tries what he cannot, and the books say so beside the transfer.
@@ -12,13 +11,14 @@ pay for; now and then one tries what he cannot, and the books say so beside the 
 
 import bisect
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from doubloon import Transfer, TransferType
+from doubloon import Group, Transfer, TransferType
 from scripts.naive import DAY_US, HOUR_US, Books
+from scripts.schedule import Item
 
 GOLD = "GOLD"
 GEMS = "GEMS"
@@ -29,9 +29,6 @@ TREASURY_FLOOR_MINOR = -(10**15)
 SHOP_FLOOR_MINOR = -(10**12)  # refunds may come before the purchases that pay for them
 FEE_FLOOR_MINOR = 0
 
-_TREASURY_FIRST_ID = 1_000
-_SHOP_FIRST_ID = 2_000
-_FEE_FIRST_ID = 3_000
 _PLAYER_FIRST_ID = 1_000_000
 
 _ZIPF_EXPONENT = 0.6  # the busiest of 10,000 does one percent of everything
@@ -47,7 +44,7 @@ _GEM_PACKS_MINOR = (80, 500, 1_200, 6_500)
 _FEE_PERCENT = 5
 _BLIND_PURCHASE = 0.02  # how often a player tries to buy without looking into the wallet
 _OPENING_GRANTS_SPAN_US = 60_000_000
-_EVENT_SPACING_US = 8  # an event makes up to three transfers, a microsecond apart
+_EVENT_SPACING_US = 8  # an event makes up to two items, a microsecond apart
 
 _ACTIONS = ("quest", "purchase", "sale", "gift", "gem_pack", "gem_purchase", "refund")
 _PLAYER_SHARES = (32, 40, 14, 6, 1, 5, 2)
@@ -61,17 +58,13 @@ class EconomyConfig:
     Attributes:
         seed: the same seed and configuration give the same transfers.
         end_us: every transfer happens before this instant, microseconds.
-        shard_ids: the shards there are.
-        shard_of: account id → shard id.
-        players: how many players, 1 or more.
+        players: how many players, 2 or more.
         events: how many times a player does something; each makes one to three transfers.
         days: how long a "month" is.
     """
 
     seed: int
     end_us: int
-    shard_ids: Sequence[int]
-    shard_of: Callable[[int], int]
     players: int = 10_000
     events: int = 120_000
     days: int = 30
@@ -83,44 +76,42 @@ class EconomyConfig:
 
 
 class House(NamedTuple):
-    """The game's own accounts on one shard."""
+    """The game's own accounts."""
 
     treasury: int
     shop: int
     fees: int
 
 
-class Played(NamedTuple):
-    """A transfer, and whether the game's books had the funds for it."""
+HOUSE = House(1_000, 2_000, 3_000)
 
-    transfer: Transfer
+
+class Played(NamedTuple):
+    """A transfer or a group, and whether the game's books had the funds for it."""
+
+    item: Item
     completes: bool
+
+    @property
+    def transfers(self) -> Sequence[Transfer]:
+        """Its transfers, in order."""
+        return self.item.transfers if isinstance(self.item, Group) else (self.item,)
 
 
 class Economy:
     """The accounts of the month, and the month.
 
     Attributes:
-        houses: shard id → the game's accounts there.
         players: account ids, busiest first.
         floors_minor: floor of every account that has one below 0.
     """
 
     def __init__(self, config: EconomyConfig) -> None:
         self._config = config
-        self.houses = {
-            shard_id: House(
-                _first_id_on(config, shard_id, _TREASURY_FIRST_ID),
-                _first_id_on(config, shard_id, _SHOP_FIRST_ID),
-                _first_id_on(config, shard_id, _FEE_FIRST_ID),
-            )
-            for shard_id in config.shard_ids
-        }
         players = list(range(_PLAYER_FIRST_ID, _PLAYER_FIRST_ID + config.players))
         random.Random(config.seed).shuffle(players)
         self.players = tuple(players)
-        self.floors_minor = {house.treasury: TREASURY_FLOOR_MINOR for house in self.houses.values()}
-        self.floors_minor |= {house.shop: SHOP_FLOOR_MINOR for house in self.houses.values()}
+        self.floors_minor = {HOUSE.treasury: TREASURY_FLOOR_MINOR, HOUSE.shop: SHOP_FLOOR_MINOR}
 
     @property
     def busiest(self) -> int:
@@ -130,18 +121,11 @@ class Economy:
     @property
     def hubs(self) -> frozenset[int]:
         """The game's accounts: each takes part in a large share of all transfers."""
-        return frozenset(account for house in self.houses.values() for account in house)
+        return frozenset(HOUSE)
 
     def play(self) -> Iterator[Played]:
-        """Yield the month's transfers in order of time; each call yields the same."""
+        """Yield what happens in the month in order of time; each call yields the same."""
         return _Month(self._config, self).play()
-
-
-def _first_id_on(config: EconomyConfig, shard_id: int, first_id: int) -> int:
-    account_id = first_id
-    while config.shard_of(account_id) != shard_id:
-        account_id += 1
-    return account_id
 
 
 class _Month:
@@ -152,13 +136,8 @@ class _Month:
         self._economy = economy
         self._random = random.Random(config.seed + 1)
         self._books = Books(economy.floors_minor)
-        self._houses = {p: economy.houses[config.shard_of(p)] for p in economy.players}
         weights = [(rank + 1) ** -_ZIPF_EXPONENT for rank in range(config.players)]
-        self._all = _Crowd(economy.players, weights)
-        self._neighbours = {
-            shard_id: _Crowd.of_shard(economy.players, weights, config.shard_of, shard_id)
-            for shard_id in config.shard_ids
-        }
+        self._crowd = _Crowd(economy.players, weights)
         self._whales = frozenset(economy.players[3::_WHALE_EVERY])
         self._login_day: dict[int, int] = {}
         self._streak: dict[int, int] = {}
@@ -169,11 +148,9 @@ class _Month:
         for index, player in enumerate(self._economy.players):
             time_us = self._config.start_us + min(index * step_us, _OPENING_GRANTS_SPAN_US)
             amount = self._random.randrange(5_000, 50_000)
-            house = self._houses[player]
-            yield self._reward(time_us, house, player, amount)
+            yield self._reward(time_us, player, amount)
         for time_us in self._event_times():
-            player = self._all.pick(self._random)
-            yield from self._event(time_us, player, self._houses[player])
+            yield from self._event(time_us, self._crowd.pick(self._random))
 
     def _event_times(self) -> list[int]:
         """Draw instants by the hour's weight; at least `_EVENT_SPACING_US` apart, ascending."""
@@ -192,66 +169,65 @@ class _Month:
             previous_us = times[index] = max(time_us, previous_us + _EVENT_SPACING_US)
         return times
 
-    def _event(self, time_us: int, player: int, house: House) -> Iterator[Played]:
+    def _event(self, time_us: int, player: int) -> Iterator[Played]:
         """Let a player do something; the first time in a day he is paid for logging in."""
         day = time_us // DAY_US
         last_day = self._login_day.get(player)
         if last_day != day:
             streak = min(self._streak.get(player, 0) + 1, 7) if last_day == day - 1 else 1
             self._login_day[player], self._streak[player] = day, streak
-            yield self._reward(time_us, house, player, 1_000 + 200 * streak)
+            yield self._reward(time_us, player, 1_000 + 200 * streak)
         shares = _WHALE_SHARES if player in self._whales else _PLAYER_SHARES
         action = self._random.choices(_ACTIONS, shares)[0]
-        yield from self._act(action, time_us + 1, player, house)
+        yield self._act(action, time_us + 1, player)
 
-    def _act(self, action: str, time_us: int, player: int, house: House) -> Iterator[Played]:
-        dice = self._random
+    def _act(self, action: str, time_us: int, player: int) -> Played:
+        dice, kinds = self._random, TransferType
         if action == "sale":
-            yield from self._sale(time_us, player, house)
-        elif action == "gift":
-            neighbour = self._neighbour_of(player)
+            return self._sale(time_us, player)
+        if action == "gift":
             amount = dice.randrange(1, self._gold(player) // 10 + 2)
-            yield self._make(time_us, player, neighbour, GOLD, amount, TransferType.TRANSFER)
-        elif action == "gem_pack":
+            friend = self._other_than(player)
+            return self._make(time_us, player, friend, GOLD, amount, kinds.TRANSFER)
+        if action == "gem_pack":
             amount = dice.choice(_GEM_PACKS_MINOR)
-            yield self._make(time_us, house.treasury, player, GEMS, amount, TransferType.TRANSFER)
-        elif action == "refund":
+            return self._make(time_us, HOUSE.treasury, player, GEMS, amount, kinds.TRANSFER)
+        if action == "refund":
             amount = dice.choice(_GOLD_PRICES_MINOR)
-            yield self._make(time_us, house.shop, player, GOLD, amount, TransferType.REFUND)
-        elif action == "purchase":
-            yield self._purchase(time_us, player, house, GOLD, _GOLD_PRICES_MINOR)
-        elif action == "gem_purchase":
-            yield self._purchase(time_us, player, house, GEMS, _GEM_PRICES_MINOR)
-        else:
-            yield self._reward(time_us, house, player, dice.randrange(300, 2_500))
+            return self._make(time_us, HOUSE.shop, player, GOLD, amount, kinds.REFUND)
+        if action == "purchase":
+            return self._purchase(time_us, player, GOLD, _GOLD_PRICES_MINOR)
+        if action == "gem_purchase":
+            return self._purchase(time_us, player, GEMS, _GEM_PRICES_MINOR)
+        return self._reward(time_us, player, dice.randrange(300, 2_500))
 
-    def _purchase(
-        self, time_us: int, player: int, house: House, currency: str, prices: Sequence[int]
-    ) -> Played:
+    def _purchase(self, time_us: int, player: int, currency: str, prices: Sequence[int]) -> Played:
         """Buy what the wallet holds, or go on a quest; rarely, try without looking."""
         if self._random.random() >= _BLIND_PURCHASE:
             balance = self._books.balance_minor(player, currency)
             prices = prices[: bisect.bisect_right(prices, balance)]
         if not prices:
-            return self._reward(time_us, house, player, self._random.randrange(300, 2_500))
+            return self._reward(time_us, player, self._random.randrange(300, 2_500))
         price = self._random.choice(prices)
-        return self._make(time_us, player, house.shop, currency, price, TransferType.PURCHASE)
+        return self._make(time_us, player, HOUSE.shop, currency, price, TransferType.PURCHASE)
 
-    def _sale(self, time_us: int, buyer: int, house: House) -> Iterator[Played]:
-        """Buy from a neighbour, who then pays the house its share."""
-        seller = self._neighbour_of(buyer)
+    def _sale(self, time_us: int, buyer: int) -> Played:
+        """Buy from another player, who pays the house its share out of the price."""
+        self._reference += 1
+        seller = self._other_than(buyer)
         price = self._random.randrange(1, max(2, self._gold(buyer) // 2))
-        sale = self._make(time_us, buyer, seller, GOLD, price, TransferType.SALE)
-        yield sale
-        if sale.completes:
-            fee = max(1, price * _FEE_PERCENT // 100)
-            yield self._make(
-                time_us + 1, seller, house.fees, GOLD, fee, TransferType.FEE,
-                sale.transfer.reference,
-            )  # fmt: skip
+        fee = max(1, price * _FEE_PERCENT // 100)
+        transfers = tuple(
+            Transfer(source, destination, GOLD, amount, type_, self._reference, b"", time_us, b"")
+            for source, destination, amount, type_ in (
+                (buyer, seller, price, TransferType.SALE),
+                (seller, HOUSE.fees, fee, TransferType.FEE),
+            )
+        )
+        return self._played(Group(transfers, _uuid7(time_us, self._random)))
 
-    def _reward(self, time_us: int, house: House, player: int, amount: int) -> Played:
-        return self._make(time_us, house.treasury, player, GOLD, amount, TransferType.REWARD)
+    def _reward(self, time_us: int, player: int, amount: int) -> Played:
+        return self._make(time_us, HOUSE.treasury, player, GOLD, amount, TransferType.REWARD)
 
     def _make(
         self,
@@ -261,26 +237,27 @@ class _Month:
         currency: str,
         amount: int,
         type_: TransferType,
-        reference: int = 0,
     ) -> Played:
-        if not reference:
-            self._reference += 1
-            reference = self._reference
+        self._reference += 1
         id_ = _uuid7(time_us, self._random)
-        transfer = Transfer(
-            source, destination, currency, amount, type_, reference, b"", time_us, id_
+        return self._played(
+            Transfer(
+                source, destination, currency, amount, type_, self._reference, b"", time_us, id_
+            )
         )
-        return Played(transfer, self._books.apply(transfer))
+
+    def _played(self, item: Item) -> Played:
+        played = Played(item, completes=False)
+        return played._replace(completes=self._books.apply(*played.transfers))
 
     def _gold(self, player: int) -> int:
         return self._books.balance_minor(player, GOLD)
 
-    def _neighbour_of(self, player: int) -> int:
-        crowd = self._neighbours[self._config.shard_of(player)]
-        neighbour = crowd.pick(self._random)
-        while neighbour == player:
-            neighbour = crowd.pick(self._random)
-        return neighbour
+    def _other_than(self, player: int) -> int:
+        other = self._crowd.pick(self._random)
+        while other == player:
+            other = self._crowd.pick(self._random)
+        return other
 
 
 class _Crowd:
@@ -289,17 +266,6 @@ class _Crowd:
     def __init__(self, players: Sequence[int], weights: Sequence[float]) -> None:
         self._players = players
         self._cumulative = list(accumulate(weights))
-
-    @classmethod
-    def of_shard(
-        cls,
-        players: Sequence[int],
-        weights: Sequence[float],
-        shard_of: Callable[[int], int],
-        shard_id: int,
-    ) -> "_Crowd":
-        own = [(p, w) for p, w in zip(players, weights, strict=True) if shard_of(p) == shard_id]
-        return cls([p for p, _ in own], [w for _, w in own])
 
     def pick(self, dice: random.Random) -> int:
         point = dice.random() * self._cumulative[-1]

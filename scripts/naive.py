@@ -37,15 +37,25 @@ class Books:
         """Return a balance; 0 for an account that never had the currency."""
         return self._balances_minor.get((account_id, currency), 0)
 
-    def apply(self, transfer: Transfer) -> bool:
-        """Make the transfer and return True; False, and nothing changed, for lack of funds."""
-        source = (transfer.source, transfer.currency)
-        after_minor = self._balances_minor.get(source, 0) - transfer.amount_minor
-        if after_minor < self._floors_minor.get(transfer.source, 0):
-            return False
-        self._balances_minor[source] = after_minor
-        destination = (transfer.destination, transfer.currency)
-        self._balances_minor[destination] += transfer.amount_minor
+    def apply(self, *transfers: Transfer) -> bool:
+        """Make all transfers, in order, and return True; else False, and nothing has changed.
+
+        False means that the funds of one do not suffice when it is its turn.
+        """
+        before = {
+            (account, transfer.currency): self.balance_minor(account, transfer.currency)
+            for transfer in transfers
+            for account in (transfer.source, transfer.destination)
+        }
+        for transfer in transfers:
+            source = (transfer.source, transfer.currency)
+            after_minor = self._balances_minor.get(source, 0) - transfer.amount_minor
+            if after_minor < self._floors_minor.get(transfer.source, 0):
+                self._balances_minor.update(before)
+                return False
+            self._balances_minor[source] = after_minor
+            destination = (transfer.destination, transfer.currency)
+            self._balances_minor[destination] += transfer.amount_minor
         return True
 
 

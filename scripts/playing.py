@@ -1,21 +1,38 @@
-"""Sending many transfers in order through the SDK, and counting what became of them."""
+"""Sending many transfers and groups in order through the SDK, and counting what became of them."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
-from doubloon import FaultCode, FaultError, RefusalReason, Transfer, TransferResult
+from doubloon import (
+    AsyncClient,
+    FaultCode,
+    FaultError,
+    Group,
+    GroupResult,
+    RefusalReason,
+    Transfer,
+    TransferResult,
+)
+from scripts.schedule import Item, ItemT
 
 SAMPLES_MAX = 10
 """How many refusals and faults are kept as examples: what fits a screen."""
 
-Send = Callable[[Sequence[Transfer]], Awaitable[Sequence[TransferResult]]]
-"""Makes one batch: a result for each transfer, in order, or FaultError."""
+GROUPS_MAX = 1_024
+"""The wire contract's limit of groups in one call."""
+
+Result = TransferResult | GroupResult
+
+Send = Callable[[Sequence[ItemT]], Awaitable[Sequence[Result]]]
+"""Makes one batch: a result for each item, in order, or FaultError."""
 
 
 @dataclass
 class Tally:
-    """What became of transfers.
+    """What became of transfers and groups.
 
     Attributes:
         completed: for the first time.
@@ -30,7 +47,7 @@ class Tally:
     repeats: int = 0
     refused: Counter[RefusalReason] = field(default_factory=Counter)
     faulted: Counter[FaultCode] = field(default_factory=Counter)
-    samples: list[tuple[Transfer, str]] = field(default_factory=list)
+    samples: list[tuple[Item, str]] = field(default_factory=list)
     stopped: str = ""
 
     @property
@@ -38,16 +55,7 @@ class Tally:
         """How many have been answered, whatever the answer."""
         return self.completed + self.repeats + self.refused.total() + self.faulted.total()
 
-    def include(self, other: "Tally") -> None:
-        """Add all that another one has counted."""
-        self.completed += other.completed
-        self.repeats += other.repeats
-        self.refused += other.refused
-        self.faulted += other.faulted
-        self.samples = (self.samples + other.samples)[:SAMPLES_MAX]
-        self.stopped = self.stopped or other.stopped
-
-    def add(self, transfer: Transfer, result: TransferResult) -> None:
+    def add(self, item: Item, result: Result) -> None:
         """Count one."""
         why = ""
         if result.fault is not None:
@@ -58,7 +66,7 @@ class Tally:
             if result.refusal.differing_field:
                 why += f" ({result.refusal.differing_field} differs)"
         if why and not result.repeat and len(self.samples) < SAMPLES_MAX:
-            self.samples.append((transfer, why))
+            self.samples.append((item, why))
         if result.repeat:
             self.repeats += 1
         elif result.refusal is not None:
@@ -67,9 +75,28 @@ class Tally:
             self.completed += 1
 
 
+async def make(wallet: AsyncClient, batch: Sequence[Item]) -> list[Result]:
+    """Make a batch of transfers and groups, all at once; one result for each, in order.
+
+    Raises:
+        FaultError: one of its calls failed whole; what became of the others is not told.
+    """
+    singles = [item for item in batch if isinstance(item, Transfer)]
+    groups = [item for item in batch if isinstance(item, Group)]
+    of_groups = asyncio.gather(
+        *(
+            wallet.transfer_group_batch(groups[start : start + GROUPS_MAX])
+            for start in range(0, len(groups), GROUPS_MAX)
+        )
+    )
+    of_singles, grouped = await asyncio.gather(wallet.transfer_batch(singles), of_groups)
+    single, group = iter(of_singles), chain.from_iterable(grouped)
+    return [next(group) if isinstance(item, Group) else next(single) for item in batch]
+
+
 async def play(
-    send: Send,
-    batches: Iterable[Sequence[Transfer]],
+    send: Send[ItemT],
+    batches: Iterable[Sequence[ItemT]],
     tally: Tally,
     on_batch: Callable[[int], None] = lambda _count: None,
 ) -> None:
@@ -77,7 +104,7 @@ async def play(
 
     Stops after a batch in which anything is in doubt: what follows may depend on it. Sending
     everything again later goes on from there, since each transfer's id stays the same. A definite
-    fault of one transfer stops nothing.
+    fault of one item stops nothing.
     """
     for batch in batches:
         try:
@@ -85,8 +112,8 @@ async def play(
         except FaultError as error:
             tally.stopped = str(error)
             return
-        for transfer, result in zip(batch, results, strict=True):
-            tally.add(transfer, result)
+        for item, result in zip(batch, results, strict=True):
+            tally.add(item, result)
             if result.fault is not None and result.fault.indefinite:
                 tally.stopped = f"{result.fault.code.name}: {result.fault.message}"
         on_batch(len(batch))

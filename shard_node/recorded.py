@@ -63,7 +63,7 @@ class Recorded:
 
 
 def read_recorded(reader: RecordReader, sequence: int, key: bytes = b"") -> Recorded:
-    """What the keyed record at this sequence says; with `key`, it must be the record of this key."""
+    """What the keyed record at this sequence says; it must be that of `key`, where given."""
     record, metadata = reader.read_transfer(sequence)
     assert record.startswith(key), f"the row of key {key.hex()} points to record {sequence}"
     kind, body = record[BODY_BYTES], record[:BODY_BYTES]

@@ -103,15 +103,13 @@ def votes_of(packed: bytes, requests: list[Request]) -> list[tuple[int, int, int
     if len(packed) != VOTE.size * len(requests):
         raise bad_request("votes", "must be one for each header")
     votes: list[tuple[int, int, int]] = list(VOTE.iter_unpack(packed))
-    for (vote, reason, _), _request in zip(votes, requests, strict=True):
+    for (vote, reason, index), request in zip(votes, requests, strict=True):
         if vote not in (Vote.YES, Vote.NO):
             raise bad_request("votes", "must be YES or NO")
         if vote == Vote.NO and reason not in _REASONS:
             raise bad_request("votes", f"{reason} is no reason for a refusal")
-    if any(
-        vote[2] >= each.header.members_count for vote, each in zip(votes, requests, strict=True)
-    ):
-        raise bad_request("votes", "one is about a transfer that there is not")
+        if index >= request.header.members_count:
+            raise bad_request("votes", f"there is no transfer {index} to refuse")
     return votes
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from doubloon import Currency, GroupResult, Transfer, TransferResult, TransferType
-from scripts.commands.params import ACCOUNT_ID, instant
+from scripts.commands.params import ACCOUNT_ID, ACCOUNT_ID_MAX, instant
 from scripts.commands.session import (
     EXIT_FAILED,
     EXIT_REFUSED,
@@ -113,7 +113,7 @@ async def group(
         doubloon group 7:8:12.50:GOLD:SALE 8:3000:0.60:GOLD:FEE
     """
     known = {each.code: each for each in await clients.admin.currencies()}
-    made = [_transfer(text, known) for text in transfers]
+    made = [transfer_of(text, known) for text in transfers]
     result = await clients.wallet.transfer_group(made, group_id=id_.bytes if id_ else None)
 
     def shown() -> RenderableType:
@@ -131,8 +131,12 @@ async def group(
         raise click.exceptions.Exit(EXIT_REFUSED)
 
 
-def _transfer(text: str, known: Mapping[str, Currency]) -> Transfer:
-    """Read SOURCE:DESTINATION:AMOUNT:CURRENCY[:TYPE]."""
+def transfer_of(text: str, known: Mapping[str, Currency]) -> Transfer:
+    """Read SOURCE:DESTINATION:AMOUNT:CURRENCY[:TYPE].
+
+    Raises:
+        click.BadParameter: it is not one; says why.
+    """
     param = f"TRANSFER {text!r}"
     match text.split(":"):
         case [source, destination, amount, code]:
@@ -149,15 +153,15 @@ def _transfer(text: str, known: Mapping[str, Currency]) -> Transfer:
     if code not in known:
         message = f"{code!r} is not registered; there is {', '.join(known) or 'none'}"
         raise click.BadParameter(message, param_hint=param)
-    accounts = []
-    for account in (source, destination):
-        try:
-            accounts.append(int(ACCOUNT_ID.convert(account, None, None)))
-        except click.BadParameter as error:
-            error.param_hint = param
-            raise
+    payer, payee = _account(source, param), _account(destination, param)
     amount_minor = _amount(amount, known[code], param)
-    return Transfer(*accounts, code, amount_minor, types[type_name.upper()])
+    return Transfer(payer, payee, code, amount_minor, types[type_name.upper()])
+
+
+def _account(text: str, param: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= ACCOUNT_ID_MAX:
+        raise click.BadParameter(f"{text!r} is not an account, 1 … 2^63 - 1", param_hint=param)
+    return int(text)
 
 
 @click.group()

@@ -4,7 +4,8 @@ import click
 
 from scripts.units import parse_time_us
 
-ACCOUNT_ID = click.IntRange(1, 2**63 - 1)
+ACCOUNT_ID_MAX = 2**63 - 1
+ACCOUNT_ID = click.IntRange(1, ACCOUNT_ID_MAX)
 
 
 def instant(text: str) -> int:

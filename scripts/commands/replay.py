@@ -19,7 +19,7 @@ from scripts.commands.session import (
 from scripts.playing import Tally, play
 from scripts.progress import progress
 from scripts.replay_file import ReplayFileError, count_transfers, read_transfers
-from scripts.schedule import BATCH_TRANSFERS_MAX, batches
+from scripts.schedule import BATCH_TRANSFERS_MAX, batches, transfers_of
 
 
 @click.command()
@@ -102,7 +102,8 @@ def _shown(tally: Tally, total: int) -> RenderableType:
     if tally.samples:
         samples = table("source>", "destination>", "amount, minor>", "currency", "why",
                         title="the first of them")  # fmt: skip
-        for each, why in tally.samples:
+        for item, why in tally.samples:
+            (each,) = transfers_of(item)  # a file has no groups
             samples.add_row(
                 str(each.source),
                 str(each.destination),

@@ -54,6 +54,7 @@ QUERY_TIMEOUT_S = 20.0
 INSTANTS = 1_500
 
 # Small enough that a replay of the file checkpoints some ten times and evicts most accounts.
+SHARDS = (1, 3)  # on three, two thirds of all transfers cross
 SHARD_OPTIONS = ("--checkpoint-rows", "6000", "--accounts-cached", "300")
 
 
@@ -163,12 +164,18 @@ async def check_hubs(bank: Bank) -> None:
         assert not own, "rows that the statement does not have"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bank(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bank]:
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=SHARDS, ids=lambda shards: f"{shards} shards"
+)
+async def bank(
+    request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Bank]:
     """The file, replayed once on a fresh cluster."""
     rows = read_rows(shared_data / "bank_1993.csv")
     folder = tmp_path_factory.mktemp("bank")
-    async with live_cluster(folder, allow_imports=True, shard_options=SHARD_OPTIONS) as live:
+    async with live_cluster(
+        folder, shards=request.param, allow_imports=True, shard_options=SHARD_OPTIONS
+    ) as live:
         await open_bank(live, rows)
         tally, answers = await replay(live.wallet, rows)
         assert (tally.completed, tally.sent, tally.stopped) == (ROWS, ROWS, "")

@@ -19,7 +19,6 @@ from doubloon import (
     RefusalReason,
     RetryClass,
     Transfer,
-    TransferStatus,
     TransferType,
 )
 from scripts.naive import HOUR_US, Books
@@ -125,31 +124,36 @@ async def test_a_batch_is_answered_in_its_order_whatever_shards_it_is_for(
     await check_balances(live, town, books_of(town, good))
 
 
-async def test_between_shards_nothing_happens_yet(
+async def test_results_do_not_tell_whether_a_transfer_crossed_shards(
     live: LiveCluster, town: Town, rng: random.Random
 ) -> None:
-    """The one test to replace when transfers can cross shards."""
     good = local_transfers(town, rng, 200)
-    crossing = [
-        Transfer(town.treasuries[a], town.players[b][0], GOLD, 7)
-        for a in SHARDS
-        for b in SHARDS
-        if a != b
-    ]
-    batch = [*good, *crossing]
+    for a in SHARDS:
+        for b in SHARDS:
+            good += [Transfer(town.treasuries[a], player, GOLD, 7) for player in town.players[b]]
+    poor, rich = town.players[1][0], town.players[2][0]
+    nobody = next(accounts_on(live.processes.topology, 3, NEVER_OPENED))
+    bad = {
+        RefusalReason.BAD_AMOUNT: Transfer(rich, poor, GOLD, 0),
+        RefusalReason.UNKNOWN_CURRENCY: Transfer(rich, poor, "NONE", 1),
+        RefusalReason.SOURCE_UNKNOWN: Transfer(nobody, poor, GOLD, 1),
+        RefusalReason.DESTINATION_UNKNOWN: Transfer(poor, nobody, GOLD, 1),
+        RefusalReason.INSUFFICIENT_FUNDS: Transfer(poor, rich, GOLD, 2**62),
+    }
+    batch = [*good, *bad.values()]
     rng.shuffle(batch)
-    results = await live.wallet.transfer_batch(batch)
-    for transfer, result in zip(batch, results, strict=True):
-        if transfer in crossing:
-            assert result.status is TransferStatus.FAULT
-            assert result.fault is not None
-            assert result.fault.code is FaultCode.UNIMPLEMENTED
-            assert not result.fault.indefinite
-        else:
-            assert result.completed
-    for each in crossing:
-        with pytest.raises(NotFound):
-            await live.wallet.get_transfer(each.source, each.transfer_id)
+    for repeat in (False, True):
+        results = await live.wallet.transfer_batch(batch)
+        for transfer, result in zip(batch, results, strict=True):
+            reason = next((why for why, each in bad.items() if each is transfer), None)
+            if reason is None:
+                assert result.completed
+                assert result.repeat == repeat
+            else:
+                assert result.refusal is not None
+                assert result.refusal.reason is reason
+                recorded = result.refusal.retry_class is RetryClass.NEW_KEY
+                assert result.repeat == (repeat and recorded)
     await check_balances(live, town, books_of(town, good))
 
 

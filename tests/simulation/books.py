@@ -65,15 +65,6 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Posted:
-    """A leg as a log has it."""
-
-    body: bytes
-    incoming: bool
-    minor_after: int
-
-
-@dataclass(frozen=True)
 class Known:
     """What a log has under a key: bodies, and why it was refused (0 = it was not)."""
 
@@ -93,7 +84,10 @@ class ShardBooks:
         keys: what is recorded under each.
         committed: of this home: transaction → its members.
         prepared, aborted: transactions that have such a record.
-        legs: transaction (or a local group's number) → its legs here.
+        legs: transaction → its legs here.
+        posted: (body, whether incoming) → the record that posted it.
+        recorded: key → the record that answers for it.
+        sequence: of the latest record folded.
     """
 
     shard_id: int
@@ -104,16 +98,17 @@ class ShardBooks:
     committed: dict[bytes, Known] = field(default_factory=dict)
     prepared: set[bytes] = field(default_factory=set)
     aborted: set[bytes] = field(default_factory=set)
-    legs: dict[bytes, list[Posted]] = field(default_factory=lambda: defaultdict(list))
+    legs: dict[bytes, list[tuple[bytes, bool]]] = field(default_factory=lambda: defaultdict(list))
+    posted: dict[tuple[bytes, bool], int] = field(default_factory=dict)
+    recorded: dict[bytes, int] = field(default_factory=dict)
     sequence: int = 0
 
-    def recover(self, log: MemoryLog, ledger: Ledger) -> None:
-        """Folds the log anew, after a crash, and compares the ledger that was recovered."""
-        self.__init__(self.shard_id)  # type: ignore[misc]  # as new, whatever it holds
-        self.take(ledger)
-        self.compare(ledger)
-        last = log.last.draft.last_sequence if log.last else 0
-        self.must(self.sequence == last, f"recovered up to {self.sequence}, the log has {last}")
+    @classmethod
+    def of(cls, shard_id: int, log: MemoryLog) -> ShardBooks:
+        """The books as a log tells them."""
+        books = cls(shard_id)
+        books.fold(log, log.last.draft.last_sequence if log.last else 0)
+        return books
 
     def must(self, holds: bool, what: str) -> None:  # noqa: FBT001 - it reads as an assertion
         """Raises unless it is so."""
@@ -124,12 +119,16 @@ class ShardBooks:
 
     def take(self, ledger: Ledger) -> None:
         """Folds what the ledger has recorded since."""
-        while self.sequence < ledger.sequence:
-            self.sequence += 1
-            record, _ = ledger.read_transfer(self.sequence)
-            self._fold(ledger, record)
+        self.fold(ledger, ledger.sequence)
 
-    def _fold(self, ledger: Ledger, record: bytes) -> None:
+    def fold(self, reader: Ledger | MemoryLog, sequence: int) -> None:
+        """Folds the records up to this one."""
+        while self.sequence < sequence:
+            self.sequence += 1
+            record, _ = reader.read_transfer(self.sequence)
+            self._fold(reader, record)
+
+    def _fold(self, reader: Ledger | MemoryLog, record: bytes) -> None:
         kind, body = RecordKind(record[BODY_BYTES]), record[:BODY_BYTES]
         match kind:
             case RecordKind.TRANSFER:
@@ -146,10 +145,10 @@ class ShardBooks:
                 self.holders[account_id].status = status
             case RecordKind.GROUP:
                 _, reason, _, size, offset, _, _ = GROUP.unpack_from(record, BODY_BYTES)
-                bodies = ledger.read_heap(self.sequence, offset, size * BODY_BYTES)
+                bodies = reader.read_heap(self.sequence, offset, size * BODY_BYTES)
                 self._record_key(body, Known(bodies, reason, NO_TRANSACTION))
             case RecordKind.COMMITTED:
-                self._fold_committed(ledger, record)
+                self._fold_committed(reader, record)
             case RecordKind.LEG_INCOMING | RecordKind.LEG_OUTGOING:
                 self._fold_leg(record, incoming=kind is RecordKind.LEG_INCOMING)
             case RecordKind.PREPARED:
@@ -159,11 +158,11 @@ class ShardBooks:
             case _:
                 pass  # an epoch, or decisions forgotten
 
-    def _fold_committed(self, ledger: Ledger, record: bytes) -> None:
+    def _fold_committed(self, reader: Ledger | MemoryLog, record: bytes) -> None:
         _, size, _, offset, transaction_id, _ = COMMITTED.unpack_from(record, BODY_BYTES)
         bodies = record[:BODY_BYTES]
         if size:
-            members = ledger.read_heap(self.sequence, offset, size * MEMBER.size)
+            members = reader.read_heap(self.sequence, offset, size * MEMBER.size)
             bodies = b"".join(fields[0] for fields in MEMBER.iter_unpack(members))
         known = Known(bodies, 0, transaction_id)
         self._record_key(bodies, known)
@@ -180,21 +179,19 @@ class ShardBooks:
             self.clearing[peer, fields[6]] += -fields[3] if incoming else fields[3]
         if transaction_id != NO_TRANSACTION:
             self.must(transaction_id not in self.aborted, "a leg of an aborted transaction")
-            posted = Posted(body, incoming, minor_after)
-            self.must(posted.body not in self._bodies_of(transaction_id, incoming), "posted twice")
-            self.legs[transaction_id].append(posted)
-
-    def _bodies_of(self, transaction_id: bytes, incoming: bool) -> set[bytes]:  # noqa: FBT001 - one side
-        return {each.body for each in self.legs[transaction_id] if each.incoming == incoming}
+            self.legs[transaction_id].append((body, incoming))
 
     def _record_key(self, body: bytes, known: Known) -> None:
         key = body[:KEY_BYTES]
         self.must(key not in self.keys, "two records answer for one key")
         self.keys[key] = known
+        self.recorded[key] = self.sequence
 
     def _post(self, body: bytes, *, incoming: bool, minor_after: int) -> None:
         _, source, destination, amount, _, _, currency, *_ = MEMBER_BODY.unpack(body)
         account_id = destination if incoming else source
+        self.must((body, incoming) not in self.posted, "one leg was posted twice")
+        self.posted[body, incoming] = self.sequence
         holder, place = self.holders[account_id], (account_id, currency)
         self.balances[place] += amount if incoming else -amount
         minor = self.balances[place]
@@ -232,7 +229,9 @@ class ShardBooks:
         found: list[tuple[int, int]] = []
         course: dict[tuple[int, int], int] = {}
         for body, *shards in MEMBER.iter_unpack(members):
-            _, source, destination, amount, _, _, currency, _, _, index, _ = MEMBER_BODY.unpack(body)
+            _, source, destination, amount, _, _, currency, _, _, index, _ = MEMBER_BODY.unpack(
+                body
+            )
             for shard, account_id, change in zip(
                 shards, (source, destination), (-amount, amount), strict=True
             ):

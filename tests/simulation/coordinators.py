@@ -7,18 +7,11 @@ known. What they decide with is theirs: `Item` and the pure half of `recovery`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cluster.clock import HybridClock
-from cluster.packed import ANSWER, DECISION, GROUP_RESULT, RESOLUTION, VOTE, Vote
-from coordinator.recovery import IN_DOUBT_US, SWEEP_PERIOD_S, plan, read_listings, to_finish
-from coordinator.rounds import (
-    CALL_TIMEOUT_S,
-    RETRY_FIRST_S,
-    RETRY_MAX_S,
-    TRANSACTION_LIFE_US,
-)
-from coordinator.transactions import take_apart
+from cluster.packed import ANSWER, DECISION, RESOLUTION, VOTE, Vote
 from coordinator.actions import (
     AbortPrepared,
     Answer,
@@ -27,19 +20,26 @@ from coordinator.actions import (
     Finish,
     Prepare,
     Retry,
-    State,
 )
-from shard_node.crossing import _info
+from coordinator.recovery import IN_DOUBT_US, SWEEP_PERIOD_S, plan, read_listings, to_finish
+from coordinator.rounds import (
+    CALL_TIMEOUT_S,
+    RETRY_FIRST_S,
+    RETRY_MAX_S,
+    TRANSACTION_LIFE_US,
+)
+from coordinator.transactions import take_apart
+from coordinator.two_phase import State
 from shard_node.participant import Request
 from shard_node.transactions import Header
 from tests.simulation.world import MS, SECOND, Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sized
 
+    from coordinator.actions import Actions
     from coordinator.transactions import Item
-    from coordinator.two_phase import Actions
-    from tests.simulation.clients import Try
+    from tests.simulation.clients import Intent
     from tests.simulation.shards import Listing, Shard
     from tests.simulation.world import Event, World
 
@@ -47,7 +47,30 @@ CALL_TIMEOUT_US: Final = int(CALL_TIMEOUT_S * SECOND)
 PAUSE_MAX_US: Final = 300 * MS
 """Before what is not known is asked again."""
 
-A = TypeVar("A", bytes, "Listing")
+A = TypeVar("A", bound="Sized")
+
+
+@dataclass(eq=False)
+class Execution:
+    """One call of a client, as one coordinator works on it.
+
+    Attributes:
+        intent: what is asked for.
+        name: in the trace.
+        item: how far it is.
+        give: sends the result to the client.
+        transaction_ids: of its attempts.
+        deadline: when the client's time is over.
+        result: packed; b"" = none yet.
+    """
+
+    intent: Intent
+    name: str
+    item: Item
+    give: Callable[[bytes], None]
+    transaction_ids: list[bytes] = field(default_factory=list)
+    deadline: Event | None = None
+    result: bytes = b""
 
 
 class Coordinator(Process):
@@ -59,6 +82,9 @@ class Coordinator(Process):
         shards: by id.
         resend: the chance that a call is sent again within its time, as the pool of shards does.
         on_answer: hears every answer at the moment it is given.
+
+    Attributes:
+        executions: all that this coordinator ever worked on.
     """
 
     def __init__(
@@ -67,73 +93,79 @@ class Coordinator(Process):
         number: int,
         shards: dict[int, Shard],
         resend: float,
-        on_answer: Callable[[Try, bytes], None],
+        on_answer: Callable[[Execution], None],
     ) -> None:
         super().__init__(world, f"coordinator {number}")
         self._shards = shards
         self._resend = resend
         self._on_answer = on_answer
-        self._tries: dict[Item, Try] = {}
+        self.executions: list[Execution] = []
 
     def start(self) -> None:
         """Knows nothing, and begins to sweep."""
         super().start()
-        self._tries = {}
         self.clock = HybridClock(self)
         self._sweep_later()
 
     # --- transactions ---------------------------------------------------------------------------
 
-    def execute(self, asked: Try, time_us: int) -> None:
-        """A client asks; it waits so long."""
-        (item,) = take_apart(asked.intent.members, asked.intent.metadata)
-        self._tries[item] = asked
-        deadline = self.world.after(time_us, f"{asked.name} is over", lambda: self._over(item), self)
-        asked.deadline = deadline
-        self._begin(item)
+    def execute(self, intent: Intent, time_us: int, give: Callable[[bytes], None]) -> None:
+        """A client asks, and waits so long."""
+        (item,) = take_apart(intent.members, intent.metadata)
+        it = Execution(intent, f"{self.name}: {intent.name}", item, give)
+        self.executions.append(it)
+        it.deadline = self.world.after(time_us, f"{it.name} is over", lambda: self._over(it), self)
+        self._begin(it)
 
-    def _over(self, item: Item) -> None:
-        if not item.is_answered and item.state is not State.ENDED:
-            self.apply(item, item.deadline())
+    def _over(self, it: Execution) -> None:
+        if not it.item.is_answered:
+            self.apply(it, it.item.deadline())
 
-    def _begin(self, item: Item) -> None:
-        if item.state is not State.WAITING:
+    def _begin(self, it: Execution) -> None:
+        if it.item.state is not State.WAITING:
             return
         transaction_id = self.world.rng.randbytes(16)
-        self._tries[item].transaction_ids.append(transaction_id)
-        self.apply(item, item.begin(transaction_id, self.clock.tick() + TRANSACTION_LIFE_US))
+        it.transaction_ids.append(transaction_id)
+        self.apply(it, it.item.begin(transaction_id, self.clock.tick() + TRANSACTION_LIFE_US))
 
-    def apply(self, item: Item, actions: Actions) -> None:
+    def apply(self, it: Execution, actions: Actions) -> None:
         """Does what an event called for."""
+        item = it.item
         for action in actions:
             match action:
                 case Prepare():
                     for shard in item.participants:
-                        self._prepare(item, shard)
+                        self._prepare(it, shard)
                 case CommitHome(vote):
                     item.vote_asked = vote
-                    self._commit_home(item)
+                    self._commit_home(it)
                 case CommitPrepared(decision, shards):
                     for shard in shards:
-                        self._commit_prepared(item, shard, decision)
+                        self._commit_prepared(it, shard, decision)
                 case AbortPrepared(transaction, shards):
                     for shard in shards:
                         self._abort(shard, *DECISION.unpack(transaction))
                 case Finish():
                     self._finish(item.home, [item.transaction_id])
                 case Answer(result):
-                    asked = self._tries[item]
-                    asked.deadline.cancel()
-                    self._on_answer(asked, result)
+                    assert it.deadline, "it was set at the beginning"
+                    it.deadline.cancel()
+                    it.result = result
+                    self._on_answer(it)
+                    it.give(result)
                 case Retry():
-                    self._retry(item)
+                    self._retry(it)
 
-    def voted(self, item: Item, shard: int, vote: tuple[int, int, int]) -> None:
+    def voted(self, it: Execution, shard: int, vote: tuple[int, int, int]) -> None:
         """A participant has answered PREPARE."""
-        self.apply(item, item.vote(shard, *vote))
+        self.apply(it, it.item.vote(shard, *vote))
 
-    def _prepare(self, item: Item, shard: int) -> None:
-        header, members, metadata = item.for_participant(shard)
+    def unreached(self, it: Execution, shard: int) -> None:
+        """A participant has not answered PREPARE."""
+        self.apply(it, it.item.unreached(shard))
+
+    def _prepare(self, it: Execution, shard: int) -> None:
+        header, members, metadata = it.item.for_participant(shard)
         request = Request(Header.unpack(header), members, metadata)
         clock_us = self.clock.tick()
 
@@ -142,14 +174,15 @@ class Coordinator(Process):
             at.prepare(request, answer)
 
         def unknown() -> None:
-            self.apply(item, item.unreached(shard))
+            self.unreached(it, shard)
 
         def then(vote: bytes) -> None:
-            self.voted(item, shard, VOTE.unpack(vote))
+            self.voted(it, shard, VOTE.unpack(vote))
 
         self.call(shard, "prepare", handle, then, unknown)
 
-    def _commit_home(self, item: Item) -> None:
+    def _commit_home(self, it: Execution) -> None:
+        item = it.item
         request = Request(Header.unpack(item.header), item.members, item.metadata)
         vote, clock_us = VOTE.unpack(item.vote_asked), self.clock.tick()
 
@@ -158,26 +191,27 @@ class Coordinator(Process):
             at.commit_home(request, vote, answer)
 
         def then(answer: bytes) -> None:
-            self.apply(item, item.home_answer(ANSWER.unpack(answer)))
+            self.apply(it, it.item.home_answer(ANSWER.unpack(answer)))
 
         def unknown() -> None:
-            self._pause("ask again", lambda: self.apply(item, item.home_unknown()))
+            self._pause("ask again", lambda: self.apply(it, it.item.home_unknown()))
 
         self.call(item.home, f"commit home {Vote(vote[0]).name}", handle, then, unknown)
 
-    def _commit_prepared(self, item: Item, shard: int, decision: bytes) -> None:
+    def _commit_prepared(self, it: Execution, shard: int, decision: bytes) -> None:
         def then(_: bytes) -> None:
-            self.apply(item, item.posted(shard))
+            self.apply(it, it.item.posted(shard))
 
         def unknown() -> None:
-            self._pause("tell again", lambda: self.apply(item, item.post_unknown(shard)))
+            self._pause("tell again", lambda: self.apply(it, it.item.post_unknown(shard)))
 
-        self._tell(shard, *DECISION.unpack(decision), then, unknown)
+        transaction_id, decided_us = DECISION.unpack(decision)
+        self._tell(shard, transaction_id, decided_us, then, unknown)
 
-    def _retry(self, item: Item) -> None:
-        pause_s = min(RETRY_FIRST_S * 2 ** (item.attempts - 1), RETRY_MAX_S)
+    def _retry(self, it: Execution) -> None:
+        pause_s = min(RETRY_FIRST_S * 2 ** (it.item.attempts - 1), RETRY_MAX_S)
         pause_us = int(pause_s * SECOND * self.world.rng.uniform(0.5, 1.0))
-        self.world.after(pause_us, f"{self.name} retries", lambda: self._begin(item), self)
+        self.world.after(pause_us, f"{self.name} retries", lambda: self._begin(it), self)
 
     def _pause(self, what: str, action: Callable[[], None]) -> None:
         pause_us = self.world.rng.randrange(MS, PAUSE_MAX_US)
@@ -279,9 +313,7 @@ class Coordinator(Process):
     def _resolve(self, listings: Mapping[int, Listing]) -> None:
         in_doubt = read_listings(listings)
         resolutions: dict[bytes, tuple[int, int]] = {}
-        asked = [
-            (home, *each) for home, some in in_doubt.to_resolve().items() for each in some
-        ]
+        asked = [(home, *each) for home, some in in_doubt.to_resolve().items() for each in some]
 
         def settle() -> None:
             steps = plan(in_doubt, resolutions)
@@ -292,8 +324,12 @@ class Coordinator(Process):
                     self._finish(home, ids)
                 self._sweep_later()
 
-            commits = [(shard, *each) for shard, some in steps.commit.items() for each in some.items()]
-            aborts = [(shard, *each) for shard, some in steps.abort.items() for each in some.items()]
+            commits = [
+                (shard, *each) for shard, some in steps.commit.items() for each in some.items()
+            ]
+            aborts = [
+                (shard, *each) for shard, some in steps.abort.items() for each in some.items()
+            ]
             waits = Barrier(len(commits) + len(aborts), finish)
             self._settle(commits, aborts, posted, waits)
 

@@ -2,8 +2,9 @@
 
 It does what the engine does, in steps between which it can crash: a command changes memory and
 joins the open block; later the block is sealed; later some sealed blocks are in the log; and only
-then the answers that waited for them go. A checkpoint is begun at one step and committed at another.
-A crash leaves the log and the committed state, and nothing else; a start recovers from these.
+then the answers that waited for them go. A checkpoint is begun at
+one step and committed at another. A crash leaves the log and the committed state, and nothing else;
+a start recovers from these.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cluster.clock import HybridClock
+from cluster.packed import Fate, Outcome, Vote
 from shard_node.checkpointer import LocalStateWriter
 from shard_node.crossing import _info
-from shard_node.engine import Limits
 from shard_node.ledger import Batch
+from shard_node.limits import Limits
 from shard_node.log import MemoryLog
+from shard_node.memory_state import MemoryState
 from shard_node.records import LogIdentity, cluster_id_of
 from shard_node.startup import recover
-from shard_node.state import Checkpoint, MemoryState
+from shard_node.state import Checkpoint
 from shard_node.store import Store
 from tests.simulation.books import ShardBooks
 from tests.simulation.world import MS, Process
@@ -95,6 +98,18 @@ class Shard(Process):
         """Of the latest record in the log."""
         return self.log.last.draft.last_sequence if self.log.last else 0
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether anything is prepared, or decided and not finished."""
+        table = self.ledger.transactions
+        return bool(table.prepared or table.decided)
+
+    def durable_books(self) -> ShardBooks:
+        """The books as the log alone tells them."""
+        if self.is_up and self.books.sequence == self.durable_sequence:
+            return self.books
+        return ShardBooks.of(self.shard_id, self.log)
+
     def account(self, account_id: int) -> Account | None:
         """An account as the ledger has it."""
         return self.ledger.memory.account(account_id)
@@ -112,7 +127,8 @@ class Shard(Process):
         self.ledger, _ = recover(self.identity, self.store, limits, self._writer)
         if self._install is not None:
             self._install(self.ledger)
-        self.books.recover(self.log, self.ledger)
+        self.books = ShardBooks.of(self.shard_id, self.log)
+        self.books.compare(self.ledger)
         self.clock = HybridClock(self, self.log.last.draft.time_us if self.log.last else 0)
         self._begin_block()
         self.ledger.begin_epoch(self.incarnation)
@@ -154,6 +170,7 @@ class Shard(Process):
         def command() -> bytes:
             vote = self.participant.prepare(request, room=room)
             self.books.check_vote(self.ledger, request, vote)
+            self.world.counts[f"voted {Vote(vote[0]).name}"] += 1
             return vote
 
         self.apply(command, answer)
@@ -166,6 +183,8 @@ class Shard(Process):
         def command() -> bytes:
             found = self.participant.commit_home(request, vote)
             self.books.check_decision(self.ledger, request, vote, found)
+            fate, outcome = Fate(found[0]).name, Outcome(found[1]).name
+            self.world.counts[f"decided {fate}, key {outcome}"] += 1
             return found
 
         self.apply(command, answer)
@@ -196,7 +215,13 @@ class Shard(Process):
         self, transaction_id: bytes, deadline_us: int, answer: Callable[[bytes], None]
     ) -> None:
         """RESOLVE."""
-        self.apply(lambda: self.participant.resolve(transaction_id, deadline_us), answer)
+
+        def command() -> bytes:
+            resolution = self.participant.resolve(transaction_id, deadline_us)
+            self.world.counts[f"resolved {Fate(resolution[0]).name}"] += 1
+            return resolution
+
+        self.apply(command, answer)
 
     def finish(self, transaction_ids: list[bytes], answer: Callable[[bytes], None]) -> None:
         """FINISH."""
@@ -212,17 +237,17 @@ class Shard(Process):
 
         def give() -> None:
             table = self.ledger.transactions
-            found = [*table.prepared.values(), *table.decided.values()]
-            infos = [_info(each, self.shard_id) for each in found]
+            infos = [_info(each, self.shard_id) for each in table.prepared.values()]
+            infos += [_info(each, self.shard_id) for each in table.decided.values()]
             answer([each for each in infos if each.since_us <= since_us])
 
         self.answer_when_durable(give)
 
-    def execute(self, body: bytes, answer: Callable[[bytes], None]) -> None:
+    def execute(self, body: bytes, metadata: bytes, answer: Callable[[bytes], None]) -> None:
         """A transfer of which both accounts are here."""
 
         def command() -> bytes:
-            batch = Batch(body, b"")
+            batch = Batch(body, metadata)
             self.ledger.execute(batch, 1)
             return batch.results[0]
 
@@ -240,6 +265,18 @@ class Shard(Process):
         self.ledger.change_status(account, status, "as drawn")
         self.books.take(self.ledger)
         self._sync_soon()
+
+    def open(self, account_id: int, kind: int, floor_minor: int, cap_minor: int) -> None:
+        """Opens an account, before anything happens."""
+        self._begin_block()
+        self.ledger.open_account(account_id, kind, floor_minor, cap_minor)
+        self.books.take(self.ledger)
+
+    def fund(self, body: bytes) -> None:
+        """Executes a transfer, before anything happens."""
+        self._begin_block()
+        self.ledger.execute(Batch(body, b""), 1)
+        self.books.take(self.ledger)
 
     # --- durability -----------------------------------------------------------------------------
 
@@ -288,7 +325,9 @@ class Shard(Process):
         self._seal()
         sealed = len(self.store.sealed)
         self._append(self.world.rng.randint(1, sealed) if sealed else 0)
-        self.world.after(self.world.rng.randrange(1, 50), f"{self.name} answers", self._synced, self)
+        self.world.after(
+            self.world.rng.randrange(1, 50), f"{self.name} answers", self._synced, self
+        )
 
     def _synced(self) -> None:
         self._is_syncing = False

@@ -9,6 +9,7 @@ to a shard does not, and may find another process there than was meant.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
@@ -68,20 +69,23 @@ class Faults:
     Attributes:
         lost, doubled: of each message.
         late: of each message, to take longer than milliseconds.
-        late_max_us: how long, at the most.
+        late_min_us, late_max_us: how long.
         crash: of the process to crash, after each event.
         down_max_us: how long it then is down, at the most.
         skew_us: how far a clock may be off, either way.
+        stepped: of a crash, to leave the clock off by something else.
         slow_sync: of each sync, to take longer than a millisecond.
     """
 
     lost: float = 0.0
     doubled: float = 0.0
     late: float = 0.0
+    late_min_us: int = 0
     late_max_us: int = 0
     crash: float = 0.0
     down_max_us: int = 0
     skew_us: int = 0
+    stepped: float = 0.5
     slow_sync: float = 0.0
 
 
@@ -145,7 +149,8 @@ class World:
 
     Attributes:
         now_us: true time.
-        events, messages: how many there were.
+        events, messages, crashes: how many there were.
+        counts: how often what happened, by name.
         lines: what happened, when `keep_lines`; for people.
     """
 
@@ -159,6 +164,7 @@ class World:
         self.events = 0
         self.messages = 0
         self.crashes = 0
+        self.counts: Counter[str] = Counter()
         self.lines: list[str] = []
         self.processes: dict[str, Process] = {}
         self._keep_lines = keep_lines
@@ -207,7 +213,7 @@ class World:
             delay_us = self.rng.randrange(50, 2 * MS)
             if number in plan.late or (copy and number in plan.doubled):
                 delay_us += LATE_US
-            if self.chance(faults.late) or (copy and self.chance(0.5)):
+            if faults.late and (self.chance(faults.late) or (copy and self.chance(0.5))):
                 delay_us += self._late_us()
             self.after(delay_us, label, lambda: self._arrive(to, label, deliver))
 
@@ -254,7 +260,7 @@ class World:
         if process.is_up:
             # Often it is back before the messages under way have arrived.
             down_max_us = self.rng.choice((2 * MS, self.faults.down_max_us))
-            if self.chance(0.5):
+            if self.chance(self.faults.stepped):
                 process.offset_us = self.skew_us()
             self.crash(process, self.rng.randrange(1, down_max_us))
 
@@ -279,5 +285,6 @@ class World:
 
     def _late_us(self) -> int:
         # As many of them some milliseconds late as seconds: what matters is what they overtake.
-        scale = self.rng.choice((10 * MS, 300 * MS, self.faults.late_max_us))
-        return self.rng.randrange(min(scale, self.faults.late_max_us) + 1)
+        least_us, most_us = self.faults.late_min_us, self.faults.late_max_us
+        scale_us = self.rng.choice((10 * MS, 300 * MS, most_us))
+        return self.rng.randint(least_us, max(least_us, min(scale_us, most_us)))

@@ -41,6 +41,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._virtual.now_s
 
 
+async def pass_time(time_s: float) -> None:
+    """Let so much time pass, and everything happen that is due until then."""
+    await asyncio.sleep(time_s)
+
+
 def virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Run an async test on a loop of its own with virtual time; fixtures are passed on."""
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
-from doubloon import AccountStatus, Flows, RecordName
+from doubloon import AccountStatus, Currency, Flows, RecordName, TransferType
+from scripts.commands.money import transfer_of
 from scripts.commands.session import plain
 from scripts.doubloon import main
 from scripts.naive import Flows as NaiveFlows
@@ -136,6 +139,35 @@ def test_the_state_file_keeps_everything(tmp_path: Path) -> None:
     assert state.alive == state.processes
     state.forget()
     assert RunningCluster.load(folder) is None
+
+
+GOLD = Currency("GOLD", 1, 2, "gold")
+
+
+def test_a_transfer_of_a_group_is_read() -> None:
+    made = transfer_of("7:8:12.50:GOLD:sale", {"GOLD": GOLD})
+    assert (made.source, made.destination, made.currency, made.amount_minor) == (7, 8, "GOLD", 1250)
+    assert made.type is TransferType.SALE
+    assert transfer_of("7:8:1:GOLD", {"GOLD": GOLD}).type is TransferType.TRANSFER
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("7:8:1", "SOURCE:DESTINATION:AMOUNT:CURRENCY"),
+        ("7:8:1:GOLD:SALE:more", "SOURCE:DESTINATION:AMOUNT:CURRENCY"),
+        ("0:8:1:GOLD", "'0' is not an account"),
+        ("7:9223372036854775808:1:GOLD", "is not an account"),
+        ("-7:8:1:GOLD", "'-7' is not an account"),
+        ("7:8:1.234:GOLD", "3 decimals"),
+        ("7:8:1:DUST", "'DUST' is not registered; there is GOLD"),
+        ("7:8:1:GOLD:BRIBE", "'BRIBE' is not one of TRANSFER"),
+    ],
+)
+def test_what_is_wrong_with_a_transfer_of_a_group_is_said(text: str, said: str) -> None:
+    with pytest.raises(click.BadParameter, match=re.escape(said)) as caught:
+        transfer_of(text, {"GOLD": GOLD})
+    assert text in str(caught.value.param_hint)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"processes": [1], "routers": []}', "{"])

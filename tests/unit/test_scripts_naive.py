@@ -1,5 +1,7 @@
 """The naive answers themselves, on cases small enough to check by eye."""
 
+import pytest
+
 from doubloon import Transfer
 from scripts.naive import HOUR_US, Books, Flows, flows, hourly_balances
 
@@ -36,3 +38,23 @@ def test_hourly_balances_carry_silent_hours_forward() -> None:
         made(ANNE, BORIS, 1, 4 * HOUR_US + 11),
     ]
     assert hourly_balances(history, ANNE, "GOLD", HOUR_US, 4 * HOUR_US + 10) == [12, 12, 9, 8]
+
+
+@pytest.mark.parametrize(
+    ("amounts_minor", "completes"),
+    [([5, 5], True), ([5, 6], False), ([11, 1], False), ([], True)],
+)
+def test_a_group_happens_whole_or_not_at_all(amounts_minor: list[int], completes: bool) -> None:  # noqa: FBT001 - a column of the table
+    books = Books({1: -100})
+    assert books.apply(Transfer(1, 2, "GOLD", 10))
+    group = [Transfer(2, 3, "GOLD", amount_minor) for amount_minor in amounts_minor]
+    assert books.apply(*group) == completes
+    moved_minor = sum(amounts_minor) if completes else 0
+    assert books.balance_minor(2, "GOLD") == 10 - moved_minor
+    assert books.balance_minor(3, "GOLD") == moved_minor
+
+
+def test_the_transfers_of_a_group_may_spend_what_earlier_ones_brought() -> None:
+    books = Books({1: -100})
+    assert books.apply(Transfer(1, 2, "GOLD", 10), Transfer(2, 3, "GOLD", 10))
+    assert not books.apply(Transfer(2, 4, "GOLD", 10), Transfer(1, 2, "GOLD", 10))

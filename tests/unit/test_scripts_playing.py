@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import pytest
 
 from doubloon import (
+    AsyncClient,
     Fault,
     FaultCode,
+    Group,
+    GroupResult,
     Refusal,
     RefusalReason,
     RetryClass,
@@ -16,7 +19,8 @@ from doubloon import (
     Unavailable,
 )
 from scripts.latency import Latencies
-from scripts.playing import SAMPLES_MAX, Tally, play
+from scripts.playing import SAMPLES_MAX, Tally, make, play
+from tests.support.wallet import FakeWallet, serving
 
 POOR = Refusal(RefusalReason.INSUFFICIENT_FUNDS, RetryClass.NEW_KEY)
 REUSED = Refusal(RefusalReason.KEY_REUSED, RetryClass.NEVER, "amount_minor")
@@ -122,13 +126,33 @@ def test_samples_are_few_and_name_the_differing_field() -> None:
     assert tally.samples[0][1] == "KEY_REUSED (amount_minor differs)"
 
 
-def test_tallies_add_up() -> None:
-    one, other = Tally(completed=2, repeats=1), Tally(completed=3, stopped="why")
-    one.refused[RefusalReason.SAME_ACCOUNT] = 1
-    other.refused[RefusalReason.SAME_ACCOUNT] = 2
-    one.include(other)
-    assert (one.completed, one.repeats, one.stopped) == (5, 1, "why")
-    assert one.refused == {RefusalReason.SAME_ACCOUNT: 3}
+def group(reference: int, count: int = 2) -> Group:
+    return Group([transfer(reference) for _ in range(count)])
+
+
+async def test_transfers_and_groups_are_made_together_and_answered_in_order() -> None:
+    wallet = FakeWallet()
+    wallet.open(1, floor_minor=-(10**12))
+    wallet.open(2)
+    batch: list[Transfer | Group] = [
+        transfer(1),
+        group(2),
+        group(3),
+        transfer(4),
+        *map(group, range(2_000)),
+    ]
+    async with serving(wallet) as address, AsyncClient(address) as client:
+        results = await make(client, batch)
+    asked = [each.group_id if isinstance(each, Group) else each.transfer_id for each in batch]
+    assert [
+        each.group_id if isinstance(each, GroupResult) else each.transfer_id for each in results
+    ] == asked
+    assert all(each.completed for each in results)
+    assert wallet.calls == {"TransferBatch": 1, "TransferGroupBatch": 2}
+    tally = Tally()
+    for item, result in zip(batch, results, strict=True):
+        tally.add(item, result)
+    assert (tally.completed, tally.sent) == (2_004, 2_004)
 
 
 @pytest.mark.parametrize(

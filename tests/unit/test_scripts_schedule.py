@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from doubloon import Transfer
-from scripts.schedule import batches
+from doubloon import Group, Transfer
+from scripts.schedule import Item, batches, transfers_of
 
 HUB = 1
 
 
-def transfers_of(*pairs: tuple[int, int], time_us: int = 0) -> list[Transfer]:
+def line_of(*pairs: tuple[int, int], time_us: int = 0) -> list[Transfer]:
     return [
         Transfer(source, destination, "GOLD", 1, reference=index, import_time_us=time_us)
         for index, (source, destination) in enumerate(pairs)
@@ -36,18 +36,42 @@ def references(cut: Sequence[Sequence[Transfer]]) -> list[list[int]]:
     ],
 )
 def test_batches(pairs: list[tuple[int, int]], expected: list[list[int]]) -> None:
-    assert references(list(batches(transfers_of(*pairs), {HUB}))) == expected
+    assert references(list(batches(line_of(*pairs), {HUB}))) == expected
+
+
+def test_a_group_waits_for_all_its_accounts_and_all_wait_for_it() -> None:
+    first, second, alone, behind, last = transfers_of_pairs(
+        [(2, 3)], [(4, 5), (5, HUB)], [(6, 7)], [(8, 9), (9, 3)], [(8, 4)]
+    )
+    cut = list(batches([first, second, alone, behind, last], {HUB}))
+    assert cut == [[first, second, alone], [behind], [last]]
+
+
+def transfers_of_pairs(*items: list[tuple[int, int]]) -> list[Item]:
+    """A transfer for each single pair, a group for several."""
+    made = [transfers_of_pair(pairs) for pairs in items]
+    return [each[0] if len(each) == 1 else Group(each) for each in made]
+
+
+def transfers_of_pair(pairs: list[tuple[int, int]]) -> list[Transfer]:
+    return [Transfer(source, destination, "GOLD", 1) for source, destination in pairs]
+
+
+def test_an_items_transfers() -> None:
+    single, grouped = transfers_of_pairs([(2, 3)], [(2, 3), (3, 4)])
+    assert transfers_of(single) == (single,)
+    assert [each.source for each in transfers_of(grouped)] == [2, 3]
 
 
 def test_batches_are_no_larger_than_asked() -> None:
     pairs = [(HUB, account) for account in range(2, 12)]
-    cut = references(list(batches(transfers_of(*pairs), {HUB}, batch_max=4)))
+    cut = references(list(batches(line_of(*pairs), {HUB}, batch_max=4)))
     assert cut == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_a_window_ends_after_so_many_transfers() -> None:
     pairs = [(HUB, 2), (HUB, 2), (HUB, 3), (HUB, 4)]
-    assert references(list(batches(transfers_of(*pairs), {HUB}, window_max=2))) == [
+    assert references(list(batches(line_of(*pairs), {HUB}, window_max=2))) == [
         [0],
         [1],
         [2, 3],

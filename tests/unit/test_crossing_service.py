@@ -1,0 +1,506 @@
+"""The handlers for groups, two-phase commit and clearing, over a real gRPC server."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import grpc
+import pytest
+
+from cluster.packed import Fate, Vote
+from cluster.refusals import RefusalReason
+from doubloon.v1 import coordinator_service_pb2 as coordinator
+from doubloon.v1 import shard_service_pb2 as shard
+from doubloon.v1 import types_pb2, wallet_service_pb2
+from shard_node.ledger import KIND_SYSTEM
+from shard_node.limits import Limits
+from shard_node.records import BLOCK_BYTES_MAX, HASH_BYTES, HEADER_BYTES
+from shard_node.transactions import DEADLINE_AHEAD_MAX_US
+from tests.support.crossing import (
+    ANSWER,
+    COMMITTED,
+    HEADER,
+    LIFE_US,
+    MEMBER,
+    NOTHING,
+    REFUSED,
+    RESOLUTION,
+    RESULT,
+    SECOND_US,
+    VOTE,
+    YES,
+    Answer,
+    Attempt,
+    GroupResult,
+    Move,
+    no,
+    pack_bodies,
+)
+from tests.support.engines import FLOOR_MINOR, SHARD
+from tests.support.shard_service import Served, served
+
+# By their numbers, on the shard that is served; and one elsewhere.
+ANN, BOB, POOR = 1_001, 1_002, 1_003
+OTHER = 8_001
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Served]:
+    async with served() as it:
+        await it.node.open(ANN, BOB)
+        await it.node.engine.open_accounts([(POOR, KIND_SYSTEM, 0, 0)])
+        yield it
+
+
+def attempt(node: Served, number: int, *moves: Move, is_group: bool = False) -> Attempt:
+    deadline_us = node.node.engine.clock_us + LIFE_US
+    return Attempt(number, deadline_us, moves, number, is_group)
+
+
+def joined(parts: Sequence[tuple[bytes, bytes, bytes]]) -> dict[str, bytes]:
+    headers, members, metadata = (b"".join(each) for each in zip(*parts, strict=True))
+    return {"headers": headers, "members": members, "metadata": metadata}
+
+
+def to_prepare(*attempts: Attempt) -> shard.PrepareRequest:
+    return shard.PrepareRequest(**joined([each.packed(SHARD) for each in attempts]))
+
+
+def to_decide(*attempts: Attempt, votes: bytes | None = None) -> shard.CommitHomeRequest:
+    yes = VOTE.pack(*YES) * len(attempts)
+    parts = joined([each.packed() for each in attempts])
+    return shard.CommitHomeRequest(**parts, votes=yes if votes is None else votes)
+
+
+def decisions(*attempts: Attempt, time_us: int = 0) -> bytes:
+    return b"".join(
+        each.transaction_id + (time_us or each.deadline_us).to_bytes(8, "little")
+        for each in attempts
+    )
+
+
+async def prepare(node: Served, *attempts: Attempt) -> list[tuple[int, ...]]:
+    answer = await node.call("Prepare", to_prepare(*attempts))
+    assert answer.clock_us == node.node.engine.clock_us
+    return list(VOTE.iter_unpack(answer.votes))
+
+
+async def decide(node: Served, *attempts: Attempt, votes: bytes | None = None) -> list[Answer]:
+    answer = await node.call("CommitHome", to_decide(*attempts, votes=votes))
+    return [Answer(*each) for each in ANSWER.iter_unpack(answer.answers)]
+
+
+async def resolve(node: Served, *attempts: Attempt) -> list[int]:
+    answer = await node.call("Resolve", shard.ResolveRequest(transactions=decisions(*attempts)))
+    return [fate for fate, _ in RESOLUTION.iter_unpack(answer.resolutions)]
+
+
+async def listed(node: Served, **fields: Any) -> list[coordinator.TransactionInfo]:
+    answer = await node.call("ListTransactions", shard.ListTransactionsRequest(**fields))
+    return list(answer.transactions)
+
+
+async def balance(node: Served, account_id: int) -> wallet_service_pb2.Balance | None:
+    request = wallet_service_pb2.GetBalancesRequest(account_id=account_id)
+    balances = (await node.call("GetBalances", request)).balances
+    return balances[0] if balances else None
+
+
+async def test_a_participant(node: Served) -> None:
+    paid = attempt(node, 1, Move(OTHER, ANN, 40, metadata=b"order 7"))
+    pays = attempt(node, 2, Move(OTHER, BOB, 1), Move(ANN, OTHER, 9), is_group=True)
+    poor = attempt(node, 3, Move(OTHER, BOB, 1), Move(POOR, OTHER, 1), is_group=True)
+    votes = await prepare(node, paid, pays, poor)
+    assert votes == [YES, YES, no(RefusalReason.INSUFFICIENT_FUNDS, 1)]
+    infos = await listed(node)
+    assert [(each.transaction_id, each.size) for each in infos] == [
+        (paid.transaction_id, 1),
+        (pays.transaction_id, 2),
+    ]
+    assert [infos[0].home_shard_id, infos[0].shard_id, infos[0].key_account_id] == [8, SHARD, OTHER]
+    assert (infos[0].transfer_id, infos[0].deadline_us) == (paid.transfer_id, paid.deadline_us)
+    decided_us = node.node.engine.clock_us
+    request = shard.CommitPreparedRequest(decisions=decisions(paid, time_us=decided_us))
+    await node.call("CommitPrepared", request)
+    await node.call("CommitPrepared", request)
+    held = await balance(node, ANN)
+    assert held is not None
+    assert held.posted_minor == 40
+    assert held.reserved_minor == 9
+    await node.call("AbortPrepared", shard.AbortPreparedRequest(transactions=decisions(pays)))
+    held = await balance(node, ANN)
+    assert held is not None
+    assert (held.posted_minor, held.reserved_minor) == (40, 0)
+    assert await listed(node) == []
+    assert await prepare(node, paid, pays) == [(Vote.LATE, 0, 0)] * 2
+    entry = (
+        await node.call("ListEntries", wallet_service_pb2.ListEntriesRequest(account_id=ANN))
+    ).entries[0]
+    assert (entry.transfer_id, entry.key_account_id) == (paid.transfer_id, OTHER)
+    assert (entry.counterparty_account_id, entry.metadata) == (OTHER, b"order 7")
+    assert (entry.decided_time_us, entry.group_size) == (decided_us, 0)
+
+
+async def test_a_home(node: Served) -> None:
+    sale = attempt(node, 1, Move(ANN, BOB, 40), Move(ANN, OTHER, 5), is_group=True)
+    refused = attempt(node, 2, Move(ANN, OTHER, 7))
+    votes = VOTE.pack(*YES) + VOTE.pack(*no(RefusalReason.DESTINATION_UNKNOWN))
+    said = await decide(node, sale, refused, votes=votes)
+    assert [each[:3] for each in said] == [
+        (*COMMITTED, 0),
+        (*REFUSED, RefusalReason.DESTINATION_UNKNOWN),
+    ]
+    assert said[0].balance_minor == -45
+    name = {"source_account_id": ANN, "transfer_id": sale.transfer_id}
+    transfer = wallet_service_pb2.GetTransferRequest(**name)
+    found = await node.call("GetTransfer", transfer)
+    assert found.result.status == types_pb2.TRANSFER_STATUS_COMMITTED_POSTING
+    assert found.result.source_balance_after_minor == -45
+    (info,) = await listed(node)
+    assert info.state == coordinator.TRANSACTION_STATE_COMMITTED
+    assert list(info.participant_shard_ids) == [8]
+    assert info.decided_us == info.since_us == said[0].decided_us
+    assert await resolve(node, sale, refused) == [Fate.COMMITTED, Fate.UNDECIDED]
+    await node.call("Finish", shard.FinishRequest(transaction_ids=sale.transaction_id))
+    assert await listed(node) == []
+    found = await node.call("GetTransfer", transfer)
+    assert found.result.status == types_pb2.TRANSFER_STATUS_COMPLETED
+    entries = (
+        await node.call("ListEntries", wallet_service_pb2.ListEntriesRequest(account_id=ANN))
+    ).entries
+    assert [(each.group_index, each.group_size) for each in entries] == [(1, 2), (0, 2)]
+    assert {each.key_account_id for each in entries} == {ANN}
+
+
+async def test_groups_here(node: Served) -> None:
+    one = pack_bodies(b"1" * 16, [Move(ANN, BOB, 40), Move(ANN, POOR, 5)], is_group=True)
+    two = pack_bodies(b"2" * 16, [Move(POOR, BOB, 4), Move(POOR, ANN, 2)], is_group=True)
+    bodies = b"".join([*one, *two, *one])
+    answer = await node.call("ExecuteGroups", shard.ExecuteGroupsRequest(bodies=bodies))
+    results = [GroupResult(*each) for each in RESULT.iter_unpack(answer.results)]
+    assert [(each.status, each.reason, each.index, each.repeat) for each in results] == [
+        (1, 0, 0, 0),
+        (3, RefusalReason.INSUFFICIENT_FUNDS, 1, 0),
+        (1, 0, 0, 1),
+    ]
+    name = {"source_account_id": POOR, "transfer_id": b"2" * 16}
+    found = await node.call("GetTransfer", wallet_service_pb2.GetTransferRequest(**name))
+    assert found.result.refusal.reason == types_pb2.REFUSAL_REASON_INSUFFICIENT_FUNDS
+
+
+async def test_clearing_tells_positions_and_what_is_prepared(node: Served) -> None:
+    paid = attempt(node, 1, Move(OTHER, ANN, 40))
+    assert await prepare(node, paid) == [YES]
+    assert (await decide(node, attempt(node, 2, Move(ANN, OTHER, 7))))[0][:2] == COMMITTED
+    clock_us = node.node.engine.clock_us
+    as_of_us = clock_us - clock_us % SECOND_US + SECOND_US
+    node.node.wall.advance(2 * SECOND_US)
+    request = shard.GetClearingRequest(as_of_us=as_of_us)
+    answer = await node.call("GetClearing", request)
+    (position,) = answer.positions
+    assert (position.peer_shard_id, position.currency, position.position_minor) == (8, "GOLD", "7")
+    (leg,) = answer.prepared
+    assert (leg.transaction_id, leg.home_shard_id) == (paid.transaction_id, 8)
+    assert (leg.peer_shard_id, leg.currency, leg.amount_minor) == (8, "GOLD", -40)
+    fields = {"peer_shard_id": 8, "currency": "GOLD", "after_us": clock_us - 1, "to_us": as_of_us}
+    crossings = await node.call("ListCrossings", shard.ListCrossingsRequest(**fields))
+    (crossing,) = crossings.crossings
+    assert (crossing.amount_minor, crossing.key_account_id) == (7, ANN)
+    node.node.wall.advance(100 * SECOND_US)
+    await node.node.open(99)
+    assert (await node.fault("GetClearing", request)).code is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_answers_stand_in_the_order_of_what_was_asked(node: Served) -> None:
+    """Also when a call is far more than fits one turn, and blocks stay within their bound."""
+    count = 8_192
+    amounts = [1 if number % 3 else 2 * -FLOOR_MINOR for number in range(count)]
+    asked = [attempt(node, 1 + n, Move(ANN, OTHER, amount)) for n, amount in enumerate(amounts)]
+    said = await decide(node, *asked)
+    wanted = [COMMITTED if amount == 1 else REFUSED for amount in amounts]
+    assert [each[:2] for each in said] == wanted
+    committed = [each for each, fate in zip(asked, wanted, strict=True) if fate == COMMITTED]
+    fates = await resolve(node, *asked[:100])
+    assert fates == [Fate.COMMITTED if each == COMMITTED else 0 for each in wanted[:100]]
+    ids = b"".join(each.transaction_id for each in asked)
+    await node.call("Finish", shard.FinishRequest(transaction_ids=ids))
+    assert await listed(node) == []
+    votes = await prepare(
+        node,
+        *(
+            attempt(node, 10_000 + n, Move(OTHER, BOB, 1, metadata=b"m" * 256))
+            for n in range(len(committed[:1_000]))
+        ),
+    )
+    assert votes == [YES] * 1_000
+    overhead_bytes = HEADER_BYTES + HASH_BYTES
+    for block in node.node.log.blocks(1):
+        draft = block.draft
+        assert overhead_bytes + len(draft.records) + len(draft.heap) <= BLOCK_BYTES_MAX
+
+
+async def test_admission_refuses_new_work_and_lets_pass_what_finishes_old(node: Served) -> None:
+    one = attempt(node, 1, Move(OTHER, ANN, 1))
+    two = attempt(node, 2, Move(OTHER, ANN, 1))
+    assert await prepare(node, one, two) == [YES, YES]
+    home = attempt(node, 3, Move(BOB, OTHER, 1))
+    node.node.engine.limits = Limits(queue_transfers_max=0)
+    assert await prepare(node, attempt(node, 4, Move(OTHER, ANN, 1))) == [(Vote.BUSY, 0, 0)]
+    assert await prepare(node, one) == [YES]
+    group = b"".join(pack_bodies(b"1" * 16, [Move(ANN, BOB, 40)], is_group=True))
+    fault = await node.fault("ExecuteGroups", shard.ExecuteGroupsRequest(bodies=group))
+    assert fault.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not fault.indefinite
+    await node.call("CommitPrepared", shard.CommitPreparedRequest(decisions=decisions(one)))
+    await node.call("AbortPrepared", shard.AbortPreparedRequest(transactions=decisions(two)))
+    assert (await decide(node, home))[0][:2] == COMMITTED
+    assert await resolve(node, home) == [Fate.COMMITTED]
+    await node.call("Finish", shard.FinishRequest(transaction_ids=home.transaction_id))
+    assert await listed(node) == []
+
+
+async def test_listing_takes_the_oldest_and_those_that_are_asked_for(node: Served) -> None:
+    for number in (3, 2, 1):
+        node.node.wall.advance(1_000)
+        assert await prepare(node, attempt(node, number, Move(OTHER, ANN, 1))) == [YES]
+    found = await listed(node)
+    assert [each.transaction_id[-1] for each in found] == [3, 2, 1]
+    assert await listed(node, limit=2) == found[:2]
+    assert await listed(node, since_us=found[1].since_us) == found[:2]
+    assert await listed(node, transaction_id=found[2].transaction_id) == found[2:]
+    assert await listed(node, transaction_id=bytes(16)) == []
+
+
+async def test_clocks_are_observed_within_bounds(node: Served) -> None:
+    engine = node.node.engine
+    it = attempt(node, 1, Move(OTHER, ANN, 1))
+    ahead_us = engine.clock_us + SECOND_US // 2
+    request = to_prepare(it)
+    request.clock_us = ahead_us
+    assert (await node.call("Prepare", request)).clock_us > ahead_us
+    request.clock_us = ahead_us + 3_600 * SECOND_US
+    await node.call("Prepare", request)
+    assert engine.clock_us < ahead_us + SECOND_US
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def sized(body: bytes, index: int, size: int) -> bytes:
+    return body[:61] + bytes([index, size]) + body[63:]
+
+
+GROUP = pack_bodies(b"1" * 16, [Move(ANN, BOB, 40), Move(ANN, POOR, 5)], is_group=True)
+STRANGER = pack_bodies(b"2" * 16, [Move(ANN, BOB, 40)] * 2, is_group=True)
+
+BAD_GROUPS: dict[str, tuple[dict[str, bytes], str]] = {
+    "none": ({"bodies": b""}, "bodies"),
+    "half a body": ({"bodies": GROUP[0][:-1]}, "bodies"),
+    "not a group": ({"bodies": sized(GROUP[0], 0, 0)}, "bodies"),
+    "cut short": ({"bodies": GROUP[0]}, "bodies"),
+    "too large": ({"bodies": b"".join(sized(GROUP[0], n, 17) for n in range(17))}, "bodies"),
+    "out of order": ({"bodies": GROUP[1] + GROUP[0]}, "bodies"),
+    "of two groups": ({"bodies": GROUP[0] + STRANGER[1]}, "bodies"),
+    "of two sizes": ({"bodies": GROUP[0] + sized(GROUP[1], 1, 3)}, "bodies"),
+    "too many": ({"bodies": sized(GROUP[0], 0, 1) * 1_025}, "bodies"),
+    "metadata": ({"bodies": b"".join(GROUP), "metadata": b"m"}, "metadata"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GROUPS)
+async def test_bad_groups(node: Served, case: str) -> None:
+    fields, field = BAD_GROUPS[case]
+    await refuses(node, "ExecuteGroups", shard.ExecuteGroupsRequest(**fields), field)
+
+
+async def refuses(node: Served, method: str, request: Any, field: str) -> None:
+    ledger = node.node.engine.ledger
+    before = ledger.sequence, dict(ledger.transactions.prepared), dict(ledger.transactions.decided)
+    fault = await node.fault(method, request)
+    assert (fault.code, fault.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+    assert not fault.indefinite
+    after = ledger.sequence, dict(ledger.transactions.prepared), dict(ledger.transactions.decided)
+    assert after == before
+    assert node.node.fatal == []
+
+
+def header(it: Attempt, **fields: int) -> bytes:
+    """An attempt's header, some fields being others."""
+    names = ("deadline_us", "first_source", "home", "count")
+    transaction_id, *values = HEADER.unpack(it.packed(SHARD)[0])
+    return HEADER.pack(
+        transaction_id, *{**dict(zip(names, values, strict=True)), **fields}.values()
+    )
+
+
+def member(it: Attempt, **fields: int) -> bytes:
+    """An attempt's first member as told here, some fields being others."""
+    body, source_shard, destination_shard = MEMBER.unpack_from(it.packed(SHARD)[1])
+    body = sized(body, fields.get("index", body[61]), fields.get("size", body[62]))
+    shards = fields.get("source_shard", source_shard), fields.get("destination", destination_shard)
+    return MEMBER.pack(body, *shards)
+
+
+Wrong = Callable[[Attempt], dict[str, bytes]]
+
+BAD_TO_PREPARE: dict[str, tuple[Wrong, str]] = {
+    "nothing": (lambda _: {"headers": b""}, "headers"),
+    "half a header": (lambda it: {"headers": header(it)[:-1]}, "headers"),
+    "no members": (lambda it: {"headers": header(it, count=0), "members": b""}, "headers"),
+    "too few members": (lambda it: {"headers": header(it, count=2)}, "headers"),
+    "too many in one": (
+        lambda it: {"headers": header(it, count=17), "members": member(it) * 17},
+        "headers",
+    ),
+    "members left over": (lambda it: {"members": member(it) * 2}, "members"),
+    "metadata missing": (lambda _: {"metadata": b""}, "metadata"),
+    "metadata left over": (lambda _: {"metadata": b"order 77"}, "metadata"),
+    "home is here": (lambda it: {"headers": header(it, home=SHARD)}, "headers"),
+    "home is nowhere": (lambda it: {"headers": header(it, home=0)}, "headers"),
+    "touches others only": (lambda it: {"members": member(it, destination=9)}, "members"),
+    "plain, and two of it": (
+        lambda it: {
+            "headers": header(it, count=2),
+            "members": member(it) * 2,
+            "metadata": b"order 7" * 2,
+        },
+        "members",
+    ),
+    "an index too high": (lambda it: {"members": member(it, index=1)}, "members"),
+    "a size too high": (lambda it: {"members": member(it, size=17)}, "members"),
+    "pays itself": (lambda it: to_dict(it.with_move(0, source=ANN)), "members"),
+    "nothing to pay": (lambda it: to_dict(it.with_move(0, amount_minor=0)), "members"),
+    "less than nothing": (lambda it: to_dict(it.with_move(0, amount_minor=-5)), "members"),
+    "no such currency": (lambda it: to_dict(it.with_move(0, currency=0)), "members"),
+    "more metadata than there may be": (
+        lambda it: to_dict(it.with_move(0, metadata=b"m" * 257)),
+        "metadata",
+    ),
+}
+
+
+def to_dict(it: Attempt) -> dict[str, bytes]:
+    headers, members, metadata = it.packed(SHARD)
+    return {
+        "headers": header(it, home=8) if headers else b"",
+        "members": members,
+        "metadata": metadata,
+    }
+
+
+@pytest.mark.parametrize("case", BAD_TO_PREPARE)
+async def test_bad_transactions_to_prepare(node: Served, case: str) -> None:
+    wrong, field = BAD_TO_PREPARE[case]
+    it = attempt(node, 1, Move(OTHER, ANN, 40, metadata=b"order 7"))
+    fields = {**to_dict(it), **wrong(it)}
+    await refuses(node, "Prepare", shard.PrepareRequest(**fields), field)
+    assert await prepare(node, it) == [YES]
+
+
+BAD_TO_DECIDE: dict[str, tuple[Wrong, str]] = {
+    "no votes": (lambda _: {"votes": b""}, "votes"),
+    "two votes": (lambda _: {"votes": VOTE.pack(*YES) * 2}, "votes"),
+    "busy": (lambda _: {"votes": VOTE.pack(Vote.BUSY, 0, 0)}, "votes"),
+    "no without a reason": (lambda _: {"votes": VOTE.pack(Vote.NO, 0, 0)}, "votes"),
+    "no for no known reason": (lambda _: {"votes": VOTE.pack(Vote.NO, 99, 0)}, "votes"),
+    "no about no transfer": (lambda _: {"votes": VOTE.pack(Vote.NO, 13, 2)}, "votes"),
+    "home is elsewhere": (lambda it: {"headers": header(it, home=8)}, "headers"),
+    "another key": (lambda it: {"headers": header(it, first_source=BOB)}, "headers"),
+    "much too late a deadline": (
+        lambda it: {
+            "headers": header(it, deadline_us=it.deadline_us - LIFE_US + 2 * DEADLINE_AHEAD_MAX_US)
+        },
+        "headers",
+    ),
+    "not all of the group": (
+        lambda it: {"headers": header(it, count=1), "members": it.packed()[1][:72]},
+        "members",
+    ),
+    "out of order": (
+        lambda it: {"members": it.packed()[1][72:] + it.packed()[1][:72]},
+        "members",
+    ),
+    "all of it here": (lambda it: {"members": local(it)}, "members"),
+}
+
+
+def local(it: Attempt) -> bytes:
+    return b"".join(
+        MEMBER.pack(body, SHARD, SHARD) for body, _, _ in MEMBER.iter_unpack(it.packed()[1])
+    )
+
+
+@pytest.mark.parametrize("case", BAD_TO_DECIDE)
+async def test_bad_transactions_to_decide(node: Served, case: str) -> None:
+    wrong, field = BAD_TO_DECIDE[case]
+    it = attempt(node, 1, Move(ANN, BOB, 1), Move(ANN, OTHER, 40), is_group=True)
+    good = to_decide(it)
+    fields = {
+        **{"headers": good.headers, "members": good.members, "votes": good.votes},
+        **wrong(it),
+    }
+    await refuses(node, "CommitHome", shard.CommitHomeRequest(**fields), field)
+    assert (await decide(node, it))[0][:2] == COMMITTED
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "field"),
+    [
+        ("CommitPrepared", shard.CommitPreparedRequest(), "decisions"),
+        ("CommitPrepared", shard.CommitPreparedRequest(decisions=bytes(23)), "decisions"),
+        ("CommitPrepared", shard.CommitPreparedRequest(decisions=bytes(24)), "decisions"),
+        ("CommitPrepared", shard.CommitPreparedRequest(decisions=b"1" * 24 * 8_193), "decisions"),
+        ("AbortPrepared", shard.AbortPreparedRequest(), "transactions"),
+        ("AbortPrepared", shard.AbortPreparedRequest(transactions=bytes(24)), "transactions"),
+        ("Resolve", shard.ResolveRequest(), "transactions"),
+        ("Resolve", shard.ResolveRequest(transactions=b"1" * 25), "transactions"),
+        ("Finish", shard.FinishRequest(), "transaction_ids"),
+        ("Finish", shard.FinishRequest(transaction_ids=bytes(17)), "transaction_ids"),
+        ("Finish", shard.FinishRequest(transaction_ids=bytes(16) * 8_193), "transaction_ids"),
+        ("ListTransactions", shard.ListTransactionsRequest(limit=8_193), "limit"),
+        (
+            "ListTransactions",
+            shard.ListTransactionsRequest(transaction_id=b"short"),
+            "transaction_id",
+        ),
+        ("ListTransactions", shard.ListTransactionsRequest(since_us=-1), "since_us"),
+        ("GetClearing", shard.GetClearingRequest(), "as_of_us"),
+        ("GetClearing", shard.GetClearingRequest(as_of_us=-SECOND_US), "as_of_us"),
+        ("GetClearing", shard.GetClearingRequest(as_of_us=SECOND_US + 1), "as_of_us"),
+        ("GetClearing", shard.GetClearingRequest(as_of_us=2**40 * SECOND_US), "as_of_us"),
+        ("ListCrossings", shard.ListCrossingsRequest(after_us=2, to_us=2), "to_us"),
+        (
+            "ListCrossings",
+            shard.ListCrossingsRequest(after_us=1, to_us=2, currency="LEAD"),
+            "currency",
+        ),
+    ],
+)
+async def test_other_bad_input(node: Served, method: str, request_: Any, field: str) -> None:
+    await refuses(node, method, request_, field)
+
+
+async def test_another_shards_calls_are_refused(node: Served) -> None:
+    it = attempt(node, 1, Move(OTHER, ANN, 1))
+    elsewhere = (("doubloon-shard", "8"), ("doubloon-topology-version", "1"))
+    for method, request in (
+        ("ExecuteGroups", shard.ExecuteGroupsRequest(bodies=b"".join(GROUP))),
+        ("Prepare", to_prepare(it)),
+        ("CommitHome", to_decide(it)),
+        ("CommitPrepared", shard.CommitPreparedRequest(decisions=decisions(it))),
+        ("AbortPrepared", shard.AbortPreparedRequest(transactions=decisions(it))),
+        ("Resolve", shard.ResolveRequest(transactions=decisions(it))),
+        ("Finish", shard.FinishRequest(transaction_ids=it.transaction_id)),
+        ("ListTransactions", shard.ListTransactionsRequest()),
+        ("GetClearing", shard.GetClearingRequest(as_of_us=SECOND_US)),
+        ("ListCrossings", shard.ListCrossingsRequest(after_us=1, to_us=2)),
+    ):
+        fault = await node.fault(method, request, elsewhere)
+        assert fault.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert (await decide(node, attempt(node, 2, Move(POOR, OTHER, 1))))[0][:2] == REFUSED
+
+
+async def test_late_answers_over_the_wire(node: Served) -> None:
+    it = attempt(node, 1, Move(ANN, OTHER, 1))
+    node.node.wall.advance(LIFE_US + SECOND_US)
+    assert await resolve(node, it) == [Fate.ABORTED]
+    assert (await decide(node, it))[0][:2] == NOTHING
