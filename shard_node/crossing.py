@@ -26,7 +26,6 @@ from doubloon.v1 import (
     shard_service_pb2_grpc,
 )
 from shard_node.clearing import SECOND_US
-from shard_node.engine import RECORDS_PER_MEMBER
 from shard_node.errors import ShardNodeError
 from shard_node.faults import as_fault, bad_request
 from shard_node.log import first_sequence_since
@@ -40,6 +39,7 @@ from shard_node.unpacking import (
     transaction_ids_of,
     votes_of,
 )
+from shard_node.work import RECORDS_PER_MEMBER
 
 if TYPE_CHECKING:
     from shard_node.currencies import Currencies

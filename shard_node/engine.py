@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -42,6 +41,7 @@ from shard_node.recorded import read_outcome, read_recorded
 from shard_node.records import BLOCK_BYTES_MAX
 from shard_node.space import ROWS_PER_RECORD, Owed, Space
 from shard_node.state import DamagedStateError
+from shard_node.work import CALL_RECORDS_MAX, RECORDS_PER_MEMBER, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -64,13 +64,6 @@ was begun, when nearly every transfer is the first to touch its accounts."""
 LOAD_COST: Final = 5
 """To load an account takes as long as to decide so many transfers: 30 µs beside a busy process."""
 
-CALL_RECORDS_MAX: Final = 256
-"""Records of one short call: it must fit the room that a block has left."""
-
-RECORDS_PER_MEMBER: Final = 3
-"""Records that a member of a group or transaction makes at the most, what it adds to the heap
-counted as one: itself, and two legs."""
-
 CHECKPOINT_BACKLOG: Final = 2
 """The applier waits when so many checkpoints' worth has gathered: one being written, one more."""
 
@@ -78,23 +71,6 @@ SEALED_BYTES_MAX: Final = 32 * 1024 * 1024
 """The applier waits when so many sealed bytes are not durable: a second of a slow disk."""
 
 _LOG = structlog.stdlib.get_logger("engine")
-
-
-@dataclass(slots=True)
-class _Work:
-    """A command in the applier's queue: a batch, or a call.
-
-    Attributes:
-        command: what to do.
-        count: the transfers that were admitted with it.
-        records: of a call: how many records it makes at the most.
-        durable: resolves when all that it recorded, and all that its answer shows, is durable.
-    """
-
-    command: Batch | Callable[[], None]
-    count: int
-    records: int
-    durable: asyncio.Future[None]
 
 
 class Engine:
@@ -149,8 +125,8 @@ class Engine:
         self._wall = wall
         self._clock = clock
         self._on_fatal = on_fatal
-        self._queue: deque[_Work] = deque()
-        self._queued_transfers = 0
+        self._queue: deque[Work] = deque()
+        self._queued_transfers = self._queued_records = 0
         self._work = asyncio.Event()
         self._relief = asyncio.Event()
         self._stopping = False
@@ -198,7 +174,7 @@ class Engine:
         """
         batch = Batch(bodies, metadata)
         self._admit(batch.count)
-        await self._submit(batch, batch.count)
+        await self._submit(batch, batch.count, batch.count)
         return b"".join(batch.results)
 
     async def open_accounts(
@@ -208,7 +184,10 @@ class Engine:
         self._admit(len(specs))
         results: list[tuple[OpenStatus, str]] = []
         some = [specs[at : at + CALL_RECORDS_MAX] for at in range(0, len(specs), CALL_RECORDS_MAX)]
-        calls = [self._submit(partial(self._open_some, each, results), len(each)) for each in some]
+        calls = [
+            self._submit(partial(self._open_some, each, results), len(each), len(each))
+            for each in some
+        ]
         for call in calls:
             await call
         return results
@@ -290,7 +269,7 @@ class Engine:
             outcome.append((account, change))
 
         self._admit(1)
-        await self._submit(change_it, 1)
+        await self._submit(change_it, 1, 1)
         account, change = outcome[0]
         if account is None:
             raise AccountNotFoundError(f"account {account_id} is not open")
@@ -413,19 +392,20 @@ class Engine:
             raise OverloadedError(f"{self._queued_transfers} transfers are queued already")
 
     def _owed(self, count: int) -> Owed:
-        """What is admitted and not written, and so many transfers."""
-        waiting = self._queued_transfers + count
+        """What is admitted, or promised, and not written, and so many transfers."""
+        waiting = self._queued_records + self.ledger.transactions.records_promised + count
         undurable = self.ledger.sequence - self.committer.durable_sequence
         rows = self.ledger.memory.rows_not_checkpointed + ROWS_PER_RECORD * waiting
         return Owed(undurable + waiting, self._checkpoints.draft_rows, rows)
 
     def _submit(
-        self, command: Batch | Callable[[], None], count: int, records: int = CALL_RECORDS_MAX
+        self, command: Batch | Callable[[], None], count: int, records: int
     ) -> asyncio.Future[None]:
         """Queues a command that was admitted; resolves when its outcome is durable."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Work(command, count, records, future))
+        self._queue.append(Work(command, count, records, future))
         self._queued_transfers += count
+        self._queued_records += records
         self._work.set()
         return future
 
@@ -460,7 +440,10 @@ class Engine:
             work = queue[0]
             if ledger.block.room() < CALL_RECORDS_MAX:
                 self._seal()
-            if not ledger.block.stamp_us:
+            if not ledger.block.count:
+                # A command that recorded nothing leaves the block open: with its time, a deadline
+                # would never be over while nothing else happens.
+                ledger.block.seal()
                 ledger.block.begin(self._clock.tick())
             if isinstance(work.command, Batch):
                 batch, loads = work.command, ledger.memory.loads
@@ -474,6 +457,7 @@ class Engine:
                 left -= work.records
             queue.popleft()
             self._queued_transfers -= work.count
+            self._queued_records -= work.records
             self.committer.when_durable(ledger.sequence, work.durable)
 
     def _seal(self) -> None:

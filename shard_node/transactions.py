@@ -142,11 +142,14 @@ class Transactions:
 
     Attributes:
         prepared, decided: by transaction id, oldest first.
+        records_promised: how many records it takes to end everything that is prepared: room for
+            them must stay.
     """
 
     def __init__(self) -> None:
         self.prepared: dict[bytes, Prepared] = {}
         self.decided: dict[bytes, Decided] = {}
+        self.records_promised = 0
         self._ended: dict[bytes, int] = {}
         self._ended_order: deque[tuple[int, bytes]] = deque()
         self._in_state: set[bytes] = set()
@@ -155,6 +158,7 @@ class Transactions:
     def add_prepared(self, prepared: Prepared) -> None:
         """Enters a prepared transaction."""
         self.prepared[prepared.header.transaction_id] = prepared
+        self.records_promised += 1 + len(prepared.legs)
         self._changed.add(prepared.header.transaction_id)
 
     def add_decided(self, decided: Decided) -> None:
@@ -164,7 +168,9 @@ class Transactions:
 
     def end(self, transaction_id: bytes, deadline_us: int, decided_us: int, now_us: int) -> None:
         """Removes a transaction and remembers how it ended (`decided_us` 0 = aborted)."""
-        self.prepared.pop(transaction_id, None)
+        prepared = self.prepared.pop(transaction_id, None)
+        if prepared is not None:
+            self.records_promised -= 1 + len(prepared.legs)
         self.decided.pop(transaction_id, None)
         if transaction_id in self._in_state:
             self._changed.add(transaction_id)

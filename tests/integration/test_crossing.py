@@ -1,15 +1,14 @@
 """Three shards, two coordinators, two routers: groups, audits, and coordinators that die."""
 
 import asyncio
-import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import count
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from click.testing import CliRunner
 
 from doubloon import (
     DefiniteFault,
@@ -20,9 +19,10 @@ from doubloon import (
     Transfer,
     TransferType,
 )
-from scripts.doubloon import main
+from scripts.commands.session import EXIT_FAILED, EXIT_REFUSED
 from scripts.local_cluster import COORDINATOR
 from scripts.naive import Books
+from tests.support.cli import Cli
 from tests.support.clusters import (
     GOLD,
     TREASURY_FLOOR_MINOR,
@@ -153,39 +153,40 @@ async def test_random_groups_end_as_naive_books_say(
     await check_books(live, town, made)
 
 
-async def test_operators_commands_about_what_crosses(live: LiveCluster, town: Town) -> None:
+async def test_operators_commands_about_what_crosses(
+    live: LiveCluster, town: Town, tmp_path: Path
+) -> None:
     await fund(live, town, 100)
-    router = ",".join(live.processes.routers)
-
-    async def doubloon(*args: str) -> tuple[int, str]:
-        command = [*args, "--router", router]
-        answer = await asyncio.to_thread(CliRunner().invoke, main, command)
-        return answer.exit_code, answer.output
-
+    cli, router = Cli(tmp_path, "none"), ("--router", ",".join(live.processes.routers))
     one, other, third = (town.players[shard][1] for shard in SHARDS)
     sale = (f"{one}:{other}:0.50:GOLD:SALE", f"{other}:{third}:0.05:GOLD:FEE")
-    code, said = await doubloon("group", *sale, "--json")
-    assert (code, json.loads(said)["status"]) == (0, "COMPLETED")
-    code, said = await doubloon("group", *sale, "--id", json.loads(said)["group_id"])
-    assert (code, said.splitlines()[0]) == (0, "COMPLETED (repeat)")
-    code, said = await doubloon("group", f"{one}:{other}:99:GOLD")
-    assert code == 3
-    assert "INSUFFICIENT_FUNDS (retry: NEW_KEY), transfer 0" in said
-    code, said = await doubloon("audit")
-    assert code == 0
-    assert "the shards' books agree" in said
+
+    made = await asyncio.to_thread(cli.ask, "group", *sale, *router)
+    assert made["status"] == "COMPLETED"
+    again = await asyncio.to_thread(cli.run, "group", *sale, "--id", made["group_id"], *router)
+    assert (again.code, again.output.splitlines()[0]) == (0, "COMPLETED (repeat)")
+    poor = await asyncio.to_thread(cli.run, "group", f"{one}:{other}:99:GOLD", *router)
+    assert poor.code == EXIT_REFUSED
+    assert "INSUFFICIENT_FUNDS (retry: NEW_KEY), transfer 0" in poor.output
+    audit = await asyncio.to_thread(cli.run, "audit", *router)
+    assert audit.code == 0
+    assert "the shards' books agree" in audit.output
     await until_nothing_is_in_doubt(live)
-    code, said = await doubloon("txn", "list", "--json")
-    assert (code, json.loads(said)) == (0, [])
-    code, said = await doubloon("txn", "show", "00" * 16)
-    assert (code, "is not in doubt anywhere" in said) == (1, True)
-    code, said = await doubloon("txn", "resolve", "00" * 16)
-    assert (code, "NOT_FOUND" in said) == (1, True)
+    assert await asyncio.to_thread(cli.ask, "txn", "list", *router) == []
+    for command, said in (("show", "is not in doubt anywhere"), ("resolve", "NOT_FOUND")):
+        answer = await asyncio.to_thread(cli.run, "txn", command, "00" * 16, *router)
+        assert answer.code == EXIT_FAILED
+        assert said in answer.output + answer.errors
 
 
 async def test_an_audit_raises_no_false_alarm_while_coordinators_die(
-    live: LiveCluster, town: Town, rng: random.Random
+    tmp_path: Path, rng: random.Random
 ) -> None:
+    async with live_cluster(tmp_path, shards=3, coordinators=2, routers=2) as live:
+        await play_while_coordinators_die(live, await settle_town(live, PLAYERS), rng)
+
+
+async def play_while_coordinators_die(live: LiveCluster, town: Town, rng: random.Random) -> None:
     made = await fund(live, town, 10_000)
     settled: dict[bytes, Group] = {}
     running = True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.packed import BODY_BYTES, GROUP_RESULT, KEY_BYTES, MEMBER
 from coordinator.actions import Status
 from shard_node.legs import split_members
-from tests.simulation.world import MS, SECOND, Process
+from tests.simulation.world import MS, NO_FAULTS, SECOND, Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 TRIES_MAX: Final = 60
 """More is not bad luck. After the faults a few are enough."""
+
+
+PAUSE_US: Final = 600 * MS
+"""Before a client asks again, at the most, unless it is told to be lazy."""
 
 
 @dataclass(eq=False)
@@ -169,5 +173,6 @@ class Clients(Process):
 
     def _ask_later(self, intent: Intent) -> None:
         if not intent.is_known or intent.repeats:
-            pause_us = self.world.rng.randrange(MS, self._pause_max_us)
+            pause_max_us = PAUSE_US if self.world.faults is NO_FAULTS else self._pause_max_us
+            pause_us = self.world.rng.randrange(MS, pause_max_us)
             self.world.after(pause_us, f"{intent.name} again", lambda: self._ask(intent))

@@ -274,7 +274,13 @@ class Coordinator(Process):
 
         def answer(result: A) -> None:
             shown = result.hex() if isinstance(result, bytes) else str(len(result))
-            world.send(f"{label}: {shown}", self, lambda: settle(lambda: then(result)))
+            clock_us = shard.clock.last_us
+
+            def heard() -> None:
+                self.clock.observe(clock_us)
+                then(result)
+
+            world.send(f"{label}: {shown}", self, lambda: settle(heard))
 
         def send() -> None:
             world.send(label, shard, lambda: handle(shard, answer))

@@ -11,7 +11,7 @@ from cluster.packed import MEMBER, MEMBER_BODY
 from shard_node.ledger import KIND_SYSTEM
 from tests.simulation.books import ACTIVE, CLOSED, FROZEN
 from tests.simulation.checks import Checks
-from tests.simulation.clients import Clients, Intent
+from tests.simulation.clients import PAUSE_US, Clients, Intent
 from tests.simulation.coordinators import Coordinator
 from tests.simulation.shards import Shape, Shard
 from tests.simulation.world import (
@@ -77,7 +77,7 @@ class Setting:
     faults_us: int
     shape: Shape
     resend: float
-    pause_max_us: int = 600 * MS
+    pause_max_us: int = PAUSE_US
     changes: int = 0
     intents: int = 0
 
@@ -124,7 +124,7 @@ def draw_setting(rng: random.Random) -> Setting:
         faults_us=rng.choice((300 * MS, 2 * SECOND, 8 * SECOND)),
         shape=shape,
         resend=rng.choice((0.0, 0.5, 1.0)),
-        pause_max_us=rng.choice((600 * MS, 600 * MS, 10 * SECOND)),
+        pause_max_us=rng.choice((PAUSE_US, PAUSE_US, 10 * SECOND)),
         changes=rng.choice((0, 0, 3)),
         intents=rng.randint(3, 8),
     )
@@ -136,7 +136,8 @@ def draw_setting(rng: random.Random) -> Setting:
         drawn,
         faults=Faults(
             lost=rng.choice((0.0, 0.05)),
-            late=0.3,
+            late=0.5,
+            late_what=rng.choice(("", "prepare", "commit", "commit home")),
             late_min_us=4 * SECOND,
             late_max_us=7 * SECOND,
             crash=rng.choice((0.03, 0.08)),

@@ -69,8 +69,9 @@ class Faults:
     Attributes:
         lost, doubled: of each message.
         late: of each message, to take longer than milliseconds.
+        late_what: of those messages only that are named so; "" = of all.
         late_min_us, late_max_us: how long.
-        crash: of the process to crash, after each event.
+        crash: of a process to crash after each event, most often the one that it happened to.
         down_max_us: how long it then is down, at the most.
         skew_us: how far a clock may be off, either way.
         stepped: of a crash, to leave the clock off by something else.
@@ -80,6 +81,7 @@ class Faults:
     lost: float = 0.0
     doubled: float = 0.0
     late: float = 0.0
+    late_what: str = ""
     late_min_us: int = 0
     late_max_us: int = 0
     crash: float = 0.0
@@ -170,6 +172,7 @@ class World:
         self._keep_lines = keep_lines
         self._heap: list[tuple[int, int, Event]] = []
         self._pushed = 0
+        self._acting: Process | None = None
         self._digest = hashlib.blake2b(digest_size=8)
 
     @property
@@ -213,7 +216,8 @@ class World:
             delay_us = self.rng.randrange(50, 2 * MS)
             if number in plan.late or (copy and number in plan.doubled):
                 delay_us += LATE_US
-            if faults.late and (self.chance(faults.late) or (copy and self.chance(0.5))):
+            late = 0.5 if copy and faults.late else faults.late
+            if faults.late_what in label and self.chance(late):
                 delay_us += self._late_us()
             self.after(delay_us, label, lambda: self._arrive(to, label, deliver))
 
@@ -226,10 +230,11 @@ class World:
         return True
 
     def heal(self) -> None:
-        """Ends all faults: from now on messages arrive, and who is down comes up."""
+        """Ends all faults: messages arrive, clocks are right, and who is down comes up."""
         self.note("heal")
         self.faults = NO_FAULTS
         for process in self.processes.values():
+            process.offset_us = 0
             if not process.is_up:
                 self._start(process)
 
@@ -248,6 +253,7 @@ class World:
         if self.events > EVENTS_MAX:
             raise Violation("it goes on for ever")
         self.note(f"{self.now_us} {event.label}")
+        self._acting = event.process
         event.action()
         victim = self.plan.crash_after.get(self.events)
         if victim and self.processes[victim].is_up:
@@ -257,7 +263,9 @@ class World:
 
     def _crash_someone(self) -> None:
         process = self.rng.choice(list(self.processes.values()))
-        if process.is_up:
+        if self._acting is not None and self.chance(0.7):
+            process = self._acting
+        if process.is_up and process.name in self.processes:
             # Often it is back before the messages under way have arrived.
             down_max_us = self.rng.choice((2 * MS, self.faults.down_max_us))
             if self.chance(self.faults.stepped):
@@ -279,6 +287,7 @@ class World:
 
     def _arrive(self, to: Process, label: str, deliver: Callable[[], None]) -> None:
         if to.is_up:
+            self._acting = to
             deliver()
         else:
             self.note(f"nobody there for {label}")

@@ -4,7 +4,9 @@ Whatever is asked for, the log stays lawful, what was told stays true, no entry 
 cap, and state and memory are the fold of the log.
 """
 
+import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import hypothesis
@@ -18,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from cluster.packed import BODY_BYTES, KEY_BYTES, Fate, Outcome, Vote
+from cluster.refusals import RefusalReason, is_recorded
 from shard_node.records import COMMITTED, EFFECTS, ENDED, KEYED, LEG, RecordKind, records_of
 from shard_node.transactions import REMEMBERED_US
 from tests.support.crossing import (
@@ -39,7 +42,21 @@ PLAYERS = (10, 11, 12)
 LOCAL = (BANK, *PLAYERS)
 EVERYBODY = (*LOCAL, 8_001, 9_001)
 CAP = 120
-REFUSALS = (5, 12, 13, 14)
+SCHEDULES, STEPS = 40, 120
+REFUSALS = (
+    RefusalReason.DESTINATION_UNKNOWN,
+    RefusalReason.IMPORT_TOO_OLD,
+    RefusalReason.INSUFFICIENT_FUNDS,
+    RefusalReason.BALANCE_CAP_EXCEEDED,
+)
+
+Crossing = tuple[Move, list[Move] | None]
+"""A transfer that crosses the border, and what follows it in its group, if it has one."""
+
+
+def move_of(fields: tuple[Any, ...]) -> Move:
+    return Move(*fields)
+
 
 moves = (
     st.tuples(
@@ -49,18 +66,28 @@ moves = (
         st.sampled_from((1, 1, 1, 2)),
         st.sampled_from((b"", b"", b"order 7")),
     )
-    .map(lambda fields: Move(*fields))
+    .map(move_of)
     .filter(lambda move: move.source != move.destination)
 )
 groups = st.lists(moves, min_size=1, max_size=5)
+amounts = st.sampled_from((1, 7, 20, 50))
+homes = st.tuples(st.sampled_from(LOCAL), st.just(8_001), amounts).map(move_of)
+guests = st.tuples(st.just(9_001), st.sampled_from(LOCAL), amounts).map(move_of)
+crossings = st.tuples(st.one_of(homes, guests), st.one_of(st.none(), groups))
+commands = st.sampled_from(
+    (
+        *("begin_again", "prepare", "prepare", "prepare", "commit_home", "commit_home"),
+        *("commit_prepared", "abort", "resolve", "finish"),
+    )
+)
 pick = st.integers(0, 1_000)
 
 
 class ParticipantMachine(RuleBasedStateMachine):
     """Drives a `CrossingRig` by whatever coordinators, routers and operators might ask."""
 
-    @initialize(accounts_max=st.integers(1, 5))
-    def start(self, accounts_max: int) -> None:
+    @initialize(accounts_max=st.integers(1, 5), first=st.lists(crossings, min_size=2, max_size=5))
+    def start(self, accounts_max: int, first: list[Crossing]) -> None:
         self.rig = CrossingRig(accounts_max)
         self.rig.open_bank()
         for number, player in enumerate(PLAYERS):
@@ -73,81 +100,69 @@ class ParticipantMachine(RuleBasedStateMachine):
         self.stops: list[int] = []
         # (sequence up to which it must be durable, what, who, said)
         self.said: list[tuple[int, str, bytes, object]] = []
+        for each in first:
+            self.begin(each)
 
     # --- transactions ---------------------------------------------------------------------------
 
-    @rule(wanted=groups, is_group=st.booleans())
-    def begin(self, wanted: list[Move], is_group: bool) -> None:  # noqa: FBT001 - by name
-        it = self.rig.attempt(
-            len(self.attempts) + 1, *(wanted if is_group else wanted[:1]), is_group=is_group
-        )
-        shards = {shard_of(each) for move in it.moves for each in move[:2]}
-        if HERE in shards and len(shards) > 1:
-            self.attempts.append(it)
+    @rule(wanted=crossings)
+    def begin(self, wanted: Crossing) -> None:
+        first, rest = wanted
+        number, is_group = len(self.attempts) + 1, rest is not None
+        self.attempts.append(self.rig.attempt(number, first, *(rest or []), is_group=is_group))
 
-    @precondition(lambda self: self.attempts)
-    @rule(which=pick, later_us=st.sampled_from((0, SECOND_US)))
-    def begin_again(self, which: int, later_us: int) -> None:
-        it = self.attempt(which)
-        deadline_us = self.rig.stamp_us + LIFE_US + later_us
-        self.attempts.append(it.again(len(self.attempts) + 1, deadline_us))
+    @rule(todo=st.lists(st.tuples(commands, pick), min_size=1, max_size=20))
+    def ask(self, todo: list[tuple[str, int]]) -> None:
+        """What coordinators send, in whatever order it arrives."""
+        for command, which in todo:
+            getattr(self, command)(self.attempts[which % len(self.attempts)])
 
-    @precondition(lambda self: self.attempts)
-    @rule(which=pick)
-    def prepare(self, which: int) -> None:
-        it = self.attempt(which)
-        if it.home != HERE:
-            before = self.rig.picture()
-            vote = self.rig.prepare(it)
-            if vote != YES:
-                assert self.rig.picture() == before
-            if vote[0] == Vote.BUSY:
-                assert before.prepared, "there is something in doubt"
+    def begin_again(self, it: Attempt) -> None:
+        self.attempts.append(it.again(len(self.attempts) + 1, self.rig.stamp_us + LIFE_US))
 
-    @precondition(lambda self: self.attempts)
-    @rule(which=pick)
-    def commit_home(self, which: int) -> None:
-        it = self.attempt(which)
+    def prepare(self, it: Attempt) -> None:
+        if it.home == HERE or HERE not in shards_of(it):
+            return
+        before = self.rig.picture()
+        vote = self.rig.prepare(it)
+        if vote != YES:
+            assert self.rig.picture() == before
+        if vote[0] == Vote.BUSY:
+            assert before.prepared, "there is something in doubt"
+
+    def commit_home(self, it: Attempt) -> None:
         if it.home != HERE:
             return
         # A transaction's votes are counted once, so every copy of the message has the same.
         vote = YES if it.number % 4 else no(REFUSALS[it.number // 4 % len(REFUSALS)])
         answer = self.rig.commit_home(it, vote)
         self.tell("fate", it.transaction_id, answer.fate)
-        recorded = answer.outcome == Outcome.REFUSED and answer.reason not in (4, 11, 12)
+        recorded = answer.outcome == Outcome.REFUSED and is_recorded(RefusalReason(answer.reason))
         if recorded or answer.outcome == Outcome.COMMITTED:
             key = it.transfer_id + it.moves[0].source.to_bytes(8, "little")
             what = answer.reason, answer.time_us, answer.balance_minor, answer.transaction_id
             self.tell("outcome", key, what)
 
-    @precondition(lambda self: self.attempts)
-    @rule(which=pick)
-    def commit_prepared(self, which: int) -> None:
-        self.rig.commit_prepared(self.attempt(which))
+    def commit_prepared(self, it: Attempt) -> None:
+        self.rig.commit_prepared(it)
 
-    @precondition(lambda self: self.attempts)
-    @rule(which=pick)
-    def abort(self, which: int) -> None:
-        self.rig.abort(self.attempt(which))
+    def abort(self, it: Attempt) -> None:
+        if it.home != HERE or self.may_be_remembered(it):  # a home is not told to, late or ever
+            self.rig.abort(it)
 
-    @precondition(lambda self: self.attempts)
-    @rule(which=pick)
-    def resolve(self, which: int) -> None:
-        it = self.attempt(which)
-        if it.home == HERE and self.rig.stamp_us < it.deadline_us + REMEMBERED_US:
+    def resolve(self, it: Attempt) -> None:
+        if it.home == HERE and self.may_be_remembered(it):
             fate, _ = self.rig.resolve(it)
             if fate != Fate.UNDECIDED:
                 self.tell("fate", it.transaction_id, fate)
 
-    @precondition(lambda self: self.attempts)
-    @rule(which=st.lists(pick, max_size=3))
-    def finish(self, which: list[int]) -> None:
-        self.rig.finish(*map(self.attempt, which))
+    def finish(self, it: Attempt) -> None:
+        self.rig.finish(it)
 
     # --- the rest of the world ------------------------------------------------------------------
 
     @rule(wanted=groups, is_group=st.booleans())
-    def stay_here(self, wanted: list[Move], is_group: bool) -> None:  # noqa: FBT001 - by name
+    def stay_here(self, wanted: list[Move], is_group: bool) -> None:  # noqa: FBT001 - hypothesis passes it by name
         self.finished += 1
         key = 5_000 + self.finished
         mine = [move for move in wanted if {move.source, move.destination} <= set(LOCAL)]
@@ -175,8 +190,11 @@ class ParticipantMachine(RuleBasedStateMachine):
     def sync(self) -> None:
         self.rig.sync()
 
-    @rule()
-    def crash(self) -> None:
+    @rule(synced=st.sampled_from((True, True, False)))
+    def crash(self, synced: bool) -> None:  # noqa: FBT001 - hypothesis passes it by name
+        if synced:
+            self.rig.seal()
+            self.rig.sync()
         self.rig.crash()
         durable = self.rig.ledger.sequence
         self.said = [each for each in self.said if each[0] <= durable]
@@ -216,8 +234,8 @@ class ParticipantMachine(RuleBasedStateMachine):
 
     # --- what must hold -------------------------------------------------------------------------
 
-    def attempt(self, which: int) -> Attempt:
-        return self.attempts[which % len(self.attempts)]
+    def may_be_remembered(self, it: Attempt) -> bool:
+        return self.rig.stamp_us < it.deadline_us + REMEMBERED_US
 
     def ended(self) -> dict[int, bool]:
         """Which attempts have ended, of those that some late message could still be about."""
@@ -250,6 +268,11 @@ class ParticipantMachine(RuleBasedStateMachine):
         assert not self.rig.ledger.transactions.prepared
         assert not any(pins for _, pins, _ in self.rig.picture().accounts.values())
         check_log(self.rig)
+
+
+def shards_of(it: Attempt) -> set[int]:
+    """The shards that an attempt touches."""
+    return {shard_of(each) for move in it.moves for each in move[:2]}
 
 
 def check_log(rig: CrossingRig) -> None:
@@ -315,6 +338,48 @@ def _records(rig: CrossingRig) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
         for record in records_of(block.draft):
             layout = layouts.get(RecordKind(record[BODY_BYTES]))
             yield record, layout.unpack_from(record, BODY_BYTES) if layout else ()
+
+
+def test_long_schedules_stay_lawful(rng: random.Random) -> None:
+    """The same machine, driven far and evenly, without Hypothesis's love of the small."""
+    asked = ["prepare"] * 3 + ["commit_home"] * 2 + ["commit_prepared", "abort", "resolve"]
+    asked += ["finish", "begin_again"]
+    for _ in range(SCHEDULES):
+        machine = ParticipantMachine()
+        crossing = partial(random_crossing, rng)
+        machine.start(rng.randint(1, 5), [crossing() for _ in range(6)])
+        for _ in range(STEPS):
+            choice = rng.random()
+            if choice < 0.6:
+                todo = [(rng.choice(asked), rng.randrange(1_000)) for _ in range(rng.randint(1, 8))]
+                machine.ask(todo)
+            elif choice < 0.7:
+                machine.begin(crossing())
+            elif choice < 0.75:
+                machine.let_time_pass(rng.choice((1, SECOND_US, LIFE_US, 20 * SECOND_US)))
+            elif choice < 0.85:
+                rng.choice((machine.seal, machine.sync, machine.stop_and_start))()
+            elif choice < 0.9:
+                machine.crash(synced=rng.random() < 0.5)
+            elif machine.rig.draft is None:
+                machine.begin_checkpoint()
+            elif not machine.rig.committed:
+                rng.choice((partial(machine.take_a_slice, 1), machine.commit_checkpoint))()
+            else:
+                machine.release_some(rng.randint(1, 4))
+        machine.teardown()
+
+
+def random_crossing(rng: random.Random) -> Crossing:
+    """A transfer between shards, every second time at the head of a group."""
+
+    def one(source: int, destination: int) -> Move:
+        return Move(source, destination, rng.choice((1, 7, 20, 50)), rng.choice((1, 1, 2)))
+
+    local = rng.choice(LOCAL)
+    first = rng.choice((one(local, 8_001), one(9_001, local)))
+    pairs = [rng.sample(EVERYBODY, 2) for _ in range(rng.randint(0, 4))]
+    return first, rng.choice((None, [one(*pair) for pair in pairs]))
 
 
 def test_whatever_is_asked_the_log_stays_lawful(seed: int) -> None:
