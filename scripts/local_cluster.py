@@ -215,15 +215,17 @@ class LocalCluster:
         """End a process at once, as a power cut would, and reap it."""
         self._processes[role, number].kill()
 
-    async def restart(self, role: str, number: int) -> None:
+    async def restart(self, role: str, number: int, *options: str) -> None:
         """Start a process again (ending it cleanly when it runs), and wait for it.
+
+        `options` are further command-line options, for this time only.
 
         Raises:
             ProcessEnded: it ended before it served.
             TimeoutError: it did not serve in time.
         """
         await end_all([self._processes[role, number]])
-        self._spawn(role, number)
+        self._spawn(role, number, *options)
         await self._wait_ready(role, number)
 
     async def _propose_topology(self, membership: EtcdMembership) -> None:
@@ -239,7 +241,7 @@ class LocalCluster:
                 f"{self.folder} holds a cluster of {shards} shards, not {len(self._shard_ids)}"
             )
 
-    def _spawn(self, role: str, number: int) -> None:
+    def _spawn(self, role: str, number: int, *options: str) -> None:
         common = ("--cluster", self.name, "--etcd", self.etcd.client, "--id", f"{role}-{number}")
         if role == SHARD:
             data = str(self.data_folder(role, number))
@@ -248,7 +250,8 @@ class LocalCluster:
             own = ("router", *(["--allow-imports"] if self._allow_imports else []))
         else:
             own = ("coordinator",)
-        command = (sys.executable, "-m", *own, *common, *self._commands[role, number])
+        own_options = (*self._commands[role, number], *options)
+        command = (sys.executable, "-m", *own, *common, *own_options)
         self._spawned_us[role, number] = time.time_ns() // 1_000
         log = self.log_file(role, number)
         self._processes[role, number] = ManagedProcess(role, str(number), command, log, ROOT)

@@ -54,7 +54,6 @@ QUERY_TIMEOUT_S = 20.0
 INSTANTS = 1_500
 
 # Small enough that a replay of the file checkpoints some ten times and evicts most accounts.
-SHARDS = (1, 3)  # on three, two thirds of all transfers cross
 SHARD_OPTIONS = ("--checkpoint-rows", "6000", "--accounts-cached", "300")
 
 
@@ -164,18 +163,12 @@ async def check_hubs(bank: Bank) -> None:
         assert not own, "rows that the statement does not have"
 
 
-@pytest_asyncio.fixture(
-    scope="module", loop_scope="module", params=SHARDS, ids=lambda shards: f"{shards} shards"
-)
-async def bank(
-    request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Bank]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bank(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bank]:
     """The file, replayed once on a fresh cluster."""
     rows = read_rows(shared_data / "bank_1993.csv")
     folder = tmp_path_factory.mktemp("bank")
-    async with live_cluster(
-        folder, shards=request.param, allow_imports=True, shard_options=SHARD_OPTIONS
-    ) as live:
+    async with live_cluster(folder, allow_imports=True, shard_options=SHARD_OPTIONS) as live:
         await open_bank(live, rows)
         tally, answers = await replay(live.wallet, rows)
         assert (tally.completed, tally.sent, tally.stopped) == (ROWS, ROWS, "")
@@ -321,6 +314,35 @@ async def test_random_instants_are_a_naive_fold(bank: Bank, rng: random.Random) 
         assert (held.posted_minor if held else 0) == ever.incoming_minor - ever.outgoing_minor
 
     await each(range(INSTANTS), ask)
+
+
+async def test_on_three_shards_every_balance_is_again_the_banks(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    rows = read_rows(shared_data / "bank_1993.csv")
+    async with live_cluster(
+        tmp_path, shards=3, coordinators=2, allow_imports=True, shard_options=SHARD_OPTIONS
+    ) as live:
+        await open_bank(live, rows)
+        tally, answers = await replay(live.wallet, rows)
+        assert (tally.completed, tally.sent, tally.stopped) == (ROWS, ROWS, "")
+        shard_of = live.processes.topology.shard_of
+        crossing = sum(shard_of(r.account_id) != shard_of(r.operation_account_id) for r in rows)
+        assert crossing > ROWS / 2, "most transfers cross"
+        bank = Bank(rows, live, answers)
+        assert all(
+            answers[row.source_id].source_balance_after_minor == row.balance_minor
+            for row in rows
+            if not row.is_credit
+        )
+        await check_statements(bank)
+        await check_hubs(bank)
+        again, _ = await replay(live.wallet, rows)
+        assert (again.repeats, again.sent, again.stopped) == (ROWS, ROWS, "")
+        await check_statements(bank)
+        assert (await live.admin.check_conservation()).balanced
+        report = await live.admin.audit()
+        assert (report.balanced, report.in_doubt) == (True, 0)
 
 
 async def test_a_kill_in_the_middle_and_a_resumed_replay_give_the_same_end(

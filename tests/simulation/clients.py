@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.packed import BODY_BYTES, GROUP_RESULT, KEY_BYTES, MEMBER
 from coordinator.actions import Status
 from shard_node.legs import split_members
-from tests.simulation.world import MS, NO_FAULTS, SECOND, Process
+from tests.simulation.world import MS, SECOND, Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +25,9 @@ TRIES_MAX: Final = 60
 """More is not bad luck. After the faults a few are enough."""
 
 
-PAUSE_US: Final = 600 * MS
-"""Before a client asks again, at the most, unless it is told to be lazy."""
+PROMPT_US: Final = MS, 600 * MS
+LAZY_US: Final = 10 * SECOND, 20 * SECOND
+"""How long clients wait before they ask again, at the least and at the most."""
 
 
 @dataclass(eq=False)
@@ -88,7 +89,7 @@ class Clients(Process):
         world: what they are in.
         shards, coordinators: whom they ask.
         on_local: hears every answer of a shard at the moment it is given.
-        pause_max_us: before they ask again.
+        pauses_us: before they ask again, at the least and at the most.
     """
 
     def __init__(
@@ -97,13 +98,13 @@ class Clients(Process):
         shards: dict[int, Shard],
         coordinators: list[Coordinator],
         on_local: Callable[[Intent, bytes], None],
-        pause_max_us: int,
+        pauses_us: tuple[int, int],
     ) -> None:
         super().__init__(world, "clients")
         self._shards = shards
         self._coordinators = coordinators
         self._on_local = on_local
-        self._pause_max_us = pause_max_us
+        self._pauses_us = pauses_us
         self.intents: list[Intent] = []
         self.is_up = True
 
@@ -173,6 +174,6 @@ class Clients(Process):
 
     def _ask_later(self, intent: Intent) -> None:
         if not intent.is_known or intent.repeats:
-            pause_max_us = PAUSE_US if self.world.faults is NO_FAULTS else self._pause_max_us
-            pause_us = self.world.rng.randrange(MS, pause_max_us)
+            pauses_us = PROMPT_US if self.world.is_healed else self._pauses_us
+            pause_us = self.world.rng.randrange(*pauses_us)
             self.world.after(pause_us, f"{intent.name} again", lambda: self._ask(intent))

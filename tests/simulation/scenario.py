@@ -11,7 +11,7 @@ from cluster.packed import MEMBER, MEMBER_BODY
 from shard_node.ledger import KIND_SYSTEM
 from tests.simulation.books import ACTIVE, CLOSED, FROZEN
 from tests.simulation.checks import Checks
-from tests.simulation.clients import PAUSE_US, Clients, Intent
+from tests.simulation.clients import LAZY_US, PROMPT_US, Clients, Intent
 from tests.simulation.coordinators import Coordinator
 from tests.simulation.shards import Shape, Shard
 from tests.simulation.world import (
@@ -65,7 +65,7 @@ class Setting:
         faults, faults_us: how bad, and for how long.
         shape: of shards.
         resend: see `Coordinator`.
-        pause_max_us: see `Clients`.
+        pauses_us: see `Clients`.
         changes: how many accounts change their status on the way.
         intents: how much is wanted.
     """
@@ -77,7 +77,7 @@ class Setting:
     faults_us: int
     shape: Shape
     resend: float
-    pause_max_us: int = PAUSE_US
+    pauses_us: tuple[int, int] = PROMPT_US
     changes: int = 0
     intents: int = 0
 
@@ -124,32 +124,40 @@ def draw_setting(rng: random.Random) -> Setting:
         faults_us=rng.choice((300 * MS, 2 * SECOND, 8 * SECOND)),
         shape=shape,
         resend=rng.choice((0.0, 0.5, 1.0)),
-        pause_max_us=rng.choice((PAUSE_US, PAUSE_US, 10 * SECOND)),
+        pauses_us=rng.choice((PROMPT_US, PROMPT_US, LAZY_US)),
         changes=rng.choice((0, 0, 3)),
         intents=rng.randint(3, 8),
     )
-    if rng.random() >= OVERDUE:
-        return drawn
-    # What is late comes about its deadline, to a process that is not the one it was sent to and
-    # whose clock was set back; and nobody has asked again meanwhile.
+    return draw_overdue(rng, drawn) if rng.random() < OVERDUE else drawn
+
+
+def draw_overdue(rng: random.Random, drawn: Setting) -> Setting:
+    """A schedule about deadlines.
+
+    What is late comes about its deadline, to a process that is not the one it was sent to and whose
+    clock was set back, while nobody has asked again.
+    """
+    late_what = rng.choice(("", "prepare", "commit", "commit home", "commit home"))
+    faults = Faults(
+        lost=rng.choice((0.0, 0.05)),
+        late=rng.choice((0.5, 1.0)) if late_what else 0.5,
+        late_what=late_what,
+        late_min_us=4 * SECOND,
+        late_max_us=7 * SECOND,
+        crash=rng.choice((0.05, 0.2)),
+        crash_at=rng.choice(("", "answers")),
+        down_max_us=50 * MS,
+        skew_us=3 * SECOND,
+        stepped=1.0,
+    )
     return replace(
         drawn,
-        faults=Faults(
-            lost=rng.choice((0.0, 0.05)),
-            late=0.5,
-            late_what=rng.choice(("", "prepare", "commit", "commit home")),
-            late_min_us=4 * SECOND,
-            late_max_us=7 * SECOND,
-            crash=rng.choice((0.03, 0.08)),
-            down_max_us=50 * MS,
-            skew_us=3 * SECOND,
-            stepped=1.0,
-        ),
+        faults=faults,
         faults_us=10 * SECOND,
         resend=0.0,
-        pause_max_us=15 * SECOND,
+        pauses_us=LAZY_US,
         changes=0,
-        intents=rng.randint(1, 3),
+        intents=rng.randint(1, 2),
     )
 
 
@@ -193,7 +201,7 @@ class Schedule:
             self.shards,
             self.coordinators,
             self.checks.answered_by_shard,
-            self.setting.pause_max_us,
+            self.setting.pauses_us,
         )
         self._transfer_ids = 0
         for process in (*self.shards.values(), *self.coordinators):
@@ -222,7 +230,7 @@ class Schedule:
             self.seed,
             world.trace_hash,
             world.events,
-            world.messages,
+            len(world.sent),
             world.crashes,
             sum(len(each.transaction_ids) for each in executions),
             sum(len(each.books.committed) for each in self.shards.values()),

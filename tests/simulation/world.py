@@ -72,6 +72,7 @@ class Faults:
         late_what: of those messages only that are named so; "" = of all.
         late_min_us, late_max_us: how long.
         crash: of a process to crash after each event, most often the one that it happened to.
+        crash_at: after those events only that are named so; "" = after all.
         down_max_us: how long it then is down, at the most.
         skew_us: how far a clock may be off, either way.
         stepped: of a crash, to leave the clock off by something else.
@@ -85,6 +86,7 @@ class Faults:
     late_min_us: int = 0
     late_max_us: int = 0
     crash: float = 0.0
+    crash_at: str = ""
     down_max_us: int = 0
     skew_us: int = 0
     stepped: float = 0.5
@@ -101,12 +103,14 @@ class Plan:
     Attributes:
         crash_after: event → the process that then crashes.
         lost, doubled, late: messages by number.
+        set_back_us: how far a crash sets the clock back.
     """
 
     crash_after: dict[int, str]
     lost: frozenset[int] = frozenset()
     doubled: frozenset[int] = frozenset()
     late: frozenset[int] = frozenset()
+    set_back_us: int = 0
 
 
 NO_PLAN: Final = Plan({})
@@ -151,8 +155,10 @@ class World:
 
     Attributes:
         now_us: true time.
-        events, messages, crashes: how many there were.
+        events, crashes: how many there were.
+        is_healed: whether the faults have ended.
         counts: how often what happened, by name.
+        sent: what each message was, in their order.
         lines: what happened, when `keep_lines`; for people.
     """
 
@@ -164,9 +170,10 @@ class World:
         self.plan = plan
         self.now_us = START_US
         self.events = 0
-        self.messages = 0
         self.crashes = 0
+        self.is_healed = False
         self.counts: Counter[str] = Counter()
+        self.sent: list[str] = []
         self.lines: list[str] = []
         self.processes: dict[str, Process] = {}
         self._keep_lines = keep_lines
@@ -206,8 +213,8 @@ class World:
 
     def send(self, label: str, to: Process, deliver: Callable[[], None]) -> None:
         """Sends a message; `deliver` is called when it arrives at a running process, if it does."""
-        self.messages += 1
-        number, faults, plan = self.messages, self.faults, self.plan
+        self.sent.append(label)
+        number, faults, plan = len(self.sent), self.faults, self.plan
         if number in plan.lost or self.chance(faults.lost):
             self.note(f"lost {label}")
             return
@@ -232,7 +239,7 @@ class World:
     def heal(self) -> None:
         """Ends all faults: messages arrive, clocks are right, and who is down comes up."""
         self.note("heal")
-        self.faults = NO_FAULTS
+        self.faults, self.is_healed = NO_FAULTS, True
         for process in self.processes.values():
             process.offset_us = 0
             if not process.is_up:
@@ -257,8 +264,9 @@ class World:
         event.action()
         victim = self.plan.crash_after.get(self.events)
         if victim and self.processes[victim].is_up:
+            self.processes[victim].offset_us -= self.plan.set_back_us
             self.crash(self.processes[victim], DOWN_US)
-        elif self.chance(self.faults.crash):
+        elif self.faults.crash_at in event.label and self.chance(self.faults.crash):
             self._crash_someone()
 
     def _crash_someone(self) -> None:

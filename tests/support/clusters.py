@@ -39,6 +39,7 @@ async def live_cluster(
     allow_imports: bool = False,
     shard_options: Sequence[str] = (),
     router_options: Sequence[str] = (),
+    coordinator_options: Sequence[str] = (),
     timeout_s: float = PATIENT_S,
 ) -> AsyncIterator[LiveCluster]:
     """Start a cluster and end it whatever happens."""
@@ -50,6 +51,7 @@ async def live_cluster(
         allow_imports=allow_imports,
         shard_options=shard_options,
         router_options=router_options,
+        coordinator_options=coordinator_options,
     )
     async with (
         processes,

@@ -4,19 +4,19 @@ An account's number tells its shard: 8,001 lives on shard 8, and what is below 1
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from cluster.packed import Fate, Outcome, Vote
+from cluster.packed import BODY_BYTES, Fate, Outcome, Vote
 from cluster.refusals import RefusalReason
-from shard_node.legs import Member
 from shard_node.ledger import OpenStatus
+from shard_node.legs import Member
 from shard_node.participant import Request
-from shard_node.records import BODY_BYTES, RecordKind
+from shard_node.records import RecordKind
 from shard_node.transactions import Header
-from tests.support.ledgers import IDENTITY, Rig
-from tests.support.naive_ledger import PLAYER
+from tests.support.ledgers import BANK, IDENTITY, Rig, transfer_id
+from tests.support.naive_ledger import PLAYER, Ask
 
 HERE = IDENTITY.shard_id
 SECOND_US = 1_000_000
@@ -31,6 +31,11 @@ VOTE = struct.Struct("<3B5x")
 ANSWER = struct.Struct("<7Bx3q16s")
 RESOLUTION = struct.Struct("<B7xq")
 RESULT = struct.Struct("<6B2x2q")
+
+# Two players here, and accounts of two other shards.
+ANN, BOB = 10, 20
+OTHER, THIRD = 8_001, 9_001
+FUNDS = 100
 
 YES = (Vote.YES, 0, 0)
 NOBODY = bytes(16)
@@ -134,7 +139,7 @@ class Answer(NamedTuple):
     reason: int = 0
     differing: int = 0
     repeat: int = 0
-    index: int = 0
+    refused_at: int = 0
     unposted: int = 0
     time_us: int = 0
     balance_minor: int = 0
@@ -149,7 +154,7 @@ class GroupResult(NamedTuple):
     reason: int = 0
     differing: int = 0
     repeat: int = 0
-    index: int = 0
+    refused_at: int = 0
     indefinite: int = 0
     time_us: int = 0
     balance_minor: int = 0
@@ -192,8 +197,9 @@ class CrossingRig(Rig):
 
     def prepare(self, attempt: Attempt, *, room: bool = True) -> tuple[int, int, int]:
         self.begin_block()
-        vote = self.ledger.participant.prepare(attempt.request(HERE), room=room)
-        return VOTE.unpack(vote)  # type: ignore[return-value]  # three bytes
+        packed = self.ledger.participant.prepare(attempt.request(HERE), room=room)
+        vote, reason, index = VOTE.unpack(packed)
+        return vote, reason, index
 
     def commit_home(self, attempt: Attempt, vote: tuple[int, int, int] = YES) -> Answer:
         self.begin_block()
@@ -210,9 +216,9 @@ class CrossingRig(Rig):
 
     def resolve(self, attempt: Attempt) -> tuple[int, int]:
         self.begin_block()
-        return RESOLUTION.unpack(  # type: ignore[return-value]  # fate, time
-            self.ledger.participant.resolve(attempt.transaction_id, attempt.deadline_us)
-        )
+        transaction = attempt.transaction_id, attempt.deadline_us
+        fate, decided_us = RESOLUTION.unpack(self.ledger.participant.resolve(*transaction))
+        return fate, decided_us
 
     def finish(self, *attempts: Attempt) -> None:
         self.begin_block()
@@ -288,3 +294,38 @@ COMMITTED = (Fate.COMMITTED, Outcome.COMMITTED)
 LOST = (Fate.ABORTED, Outcome.COMMITTED)
 REFUSED = (Fate.ABORTED, Outcome.REFUSED)
 NOTHING = (Fate.ABORTED, Outcome.NONE)
+
+
+Act = Callable[[CrossingRig, Attempt], object]
+
+
+def two_players() -> CrossingRig:
+    """A shard with two players, Ann with `FUNDS`."""
+    rig = CrossingRig()
+    rig.open_bank()
+    rig.open(ANN)
+    rig.open(BOB, cap_minor=FUNDS)
+    rig.transfer(Ask(transfer_id(1), BANK, ANN, FUNDS))
+    return rig
+
+
+def replay(rig: CrossingRig, _: Attempt) -> None:
+    rig.seal()
+    rig.sync()
+    rig.crash()
+
+
+def restart_from_checkpoint(rig: CrossingRig, _: Attempt) -> None:
+    rig.checkpoint()
+    rig.crash()
+
+
+RESTARTS: dict[str, Act] = {
+    "running": lambda rig, _: rig.seal(),
+    "replayed": replay,
+    "checkpointed": restart_from_checkpoint,
+}
+
+
+def decide(rig: CrossingRig, it: Attempt) -> None:
+    assert rig.commit_home(it)[:2] == COMMITTED

@@ -34,7 +34,7 @@ def without_zeros(positions: dict[Pair, int] | None) -> dict[Pair, int]:
 
 def test_positions_are_those_of_a_naive_list(rng: random.Random) -> None:
     clearing, posted, now_us = Clearing(), list[tuple[Pair, int, int]](), START_S * SECOND_US
-    for _ in range(2_000):
+    for _ in range(1_000):
         now_us += rng.choice((0, 1, 1_000, SECOND_US // 3, SECOND_US, 7 * SECOND_US))
         # Most legs are posted at once; some were decided long before; some clocks are ahead.
         decided_us = now_us - rng.choice((0, 0, 5, SECOND_US, 30 * SECOND_US, -SECOND_US // 2))

@@ -1,6 +1,6 @@
 """The handlers for groups, two-phase commit and clearing, over a real gRPC server."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -11,87 +11,44 @@ from cluster.refusals import RefusalReason
 from doubloon.v1 import coordinator_service_pb2 as coordinator
 from doubloon.v1 import shard_service_pb2 as shard
 from doubloon.v1 import types_pb2, wallet_service_pb2
-from shard_node.ledger import KIND_SYSTEM
 from shard_node.limits import Limits
 from shard_node.records import BLOCK_BYTES_MAX, HASH_BYTES, HEADER_BYTES
-from shard_node.transactions import DEADLINE_AHEAD_MAX_US
 from tests.support.crossing import (
-    ANSWER,
     COMMITTED,
-    HEADER,
     LIFE_US,
-    MEMBER,
     NOTHING,
     REFUSED,
-    RESOLUTION,
     RESULT,
     SECOND_US,
     VOTE,
     YES,
-    Answer,
-    Attempt,
     GroupResult,
     Move,
     no,
     pack_bodies,
 )
+from tests.support.crossing_service import (
+    ANN,
+    BOB,
+    OTHER,
+    POOR,
+    attempt,
+    decide,
+    decisions,
+    prepare,
+    resolve,
+    served_crossing,
+    to_decide,
+    to_prepare,
+)
 from tests.support.engines import FLOOR_MINOR, SHARD
-from tests.support.shard_service import Served, served
-
-# By their numbers, on the shard that is served; and one elsewhere.
-ANN, BOB, POOR = 1_001, 1_002, 1_003
-OTHER = 8_001
+from tests.support.shard_service import Served
 
 
 @pytest.fixture
 async def node() -> AsyncIterator[Served]:
-    async with served() as it:
-        await it.node.open(ANN, BOB)
-        await it.node.engine.open_accounts([(POOR, KIND_SYSTEM, 0, 0)])
+    async with served_crossing() as it:
         yield it
-
-
-def attempt(node: Served, number: int, *moves: Move, is_group: bool = False) -> Attempt:
-    deadline_us = node.node.engine.clock_us + LIFE_US
-    return Attempt(number, deadline_us, moves, number, is_group)
-
-
-def joined(parts: Sequence[tuple[bytes, bytes, bytes]]) -> dict[str, bytes]:
-    headers, members, metadata = (b"".join(each) for each in zip(*parts, strict=True))
-    return {"headers": headers, "members": members, "metadata": metadata}
-
-
-def to_prepare(*attempts: Attempt) -> shard.PrepareRequest:
-    return shard.PrepareRequest(**joined([each.packed(SHARD) for each in attempts]))
-
-
-def to_decide(*attempts: Attempt, votes: bytes | None = None) -> shard.CommitHomeRequest:
-    yes = VOTE.pack(*YES) * len(attempts)
-    parts = joined([each.packed() for each in attempts])
-    return shard.CommitHomeRequest(**parts, votes=yes if votes is None else votes)
-
-
-def decisions(*attempts: Attempt, time_us: int = 0) -> bytes:
-    return b"".join(
-        each.transaction_id + (time_us or each.deadline_us).to_bytes(8, "little")
-        for each in attempts
-    )
-
-
-async def prepare(node: Served, *attempts: Attempt) -> list[tuple[int, ...]]:
-    answer = await node.call("Prepare", to_prepare(*attempts))
-    assert answer.clock_us == node.node.engine.clock_us
-    return list(VOTE.iter_unpack(answer.votes))
-
-
-async def decide(node: Served, *attempts: Attempt, votes: bytes | None = None) -> list[Answer]:
-    answer = await node.call("CommitHome", to_decide(*attempts, votes=votes))
-    return [Answer(*each) for each in ANSWER.iter_unpack(answer.answers)]
-
-
-async def resolve(node: Served, *attempts: Attempt) -> list[int]:
-    answer = await node.call("Resolve", shard.ResolveRequest(transactions=decisions(*attempts)))
-    return [fate for fate, _ in RESOLUTION.iter_unpack(answer.resolutions)]
 
 
 async def listed(node: Served, **fields: Any) -> list[coordinator.TransactionInfo]:
@@ -150,8 +107,9 @@ async def test_a_home(node: Served) -> None:
         (*REFUSED, RefusalReason.DESTINATION_UNKNOWN),
     ]
     assert said[0].balance_minor == -45
-    name = {"source_account_id": ANN, "transfer_id": sale.transfer_id}
-    transfer = wallet_service_pb2.GetTransferRequest(**name)
+    transfer = wallet_service_pb2.GetTransferRequest(
+        source_account_id=ANN, transfer_id=sale.transfer_id
+    )
     found = await node.call("GetTransfer", transfer)
     assert found.result.status == types_pb2.TRANSFER_STATUS_COMMITTED_POSTING
     assert found.result.source_balance_after_minor == -45
@@ -177,13 +135,13 @@ async def test_groups_here(node: Served) -> None:
     bodies = b"".join([*one, *two, *one])
     answer = await node.call("ExecuteGroups", shard.ExecuteGroupsRequest(bodies=bodies))
     results = [GroupResult(*each) for each in RESULT.iter_unpack(answer.results)]
-    assert [(each.status, each.reason, each.index, each.repeat) for each in results] == [
+    assert [(each.status, each.reason, each.refused_at, each.repeat) for each in results] == [
         (1, 0, 0, 0),
         (3, RefusalReason.INSUFFICIENT_FUNDS, 1, 0),
         (1, 0, 0, 1),
     ]
-    name = {"source_account_id": POOR, "transfer_id": b"2" * 16}
-    found = await node.call("GetTransfer", wallet_service_pb2.GetTransferRequest(**name))
+    name = wallet_service_pb2.GetTransferRequest(source_account_id=POOR, transfer_id=b"2" * 16)
+    found = await node.call("GetTransfer", name)
     assert found.result.refusal.reason == types_pb2.REFUSAL_REASON_INSUFFICIENT_FUNDS
 
 
@@ -201,8 +159,10 @@ async def test_clearing_tells_positions_and_what_is_prepared(node: Served) -> No
     (leg,) = answer.prepared
     assert (leg.transaction_id, leg.home_shard_id) == (paid.transaction_id, 8)
     assert (leg.peer_shard_id, leg.currency, leg.amount_minor) == (8, "GOLD", -40)
-    fields = {"peer_shard_id": 8, "currency": "GOLD", "after_us": clock_us - 1, "to_us": as_of_us}
-    crossings = await node.call("ListCrossings", shard.ListCrossingsRequest(**fields))
+    wanted = shard.ListCrossingsRequest(
+        peer_shard_id=8, currency="GOLD", after_us=clock_us - 1, to_us=as_of_us
+    )
+    crossings = await node.call("ListCrossings", wanted)
     (crossing,) = crossings.crossings
     assert (crossing.amount_minor, crossing.key_account_id) == (7, ANN)
     node.node.wall.advance(100 * SECOND_US)
@@ -282,201 +242,7 @@ async def test_clocks_are_observed_within_bounds(node: Served) -> None:
     assert engine.clock_us < ahead_us + SECOND_US
 
 
-# --- bad input ----------------------------------------------------------------------------------
-
-
-def sized(body: bytes, index: int, size: int) -> bytes:
-    return body[:61] + bytes([index, size]) + body[63:]
-
-
 GROUP = pack_bodies(b"1" * 16, [Move(ANN, BOB, 40), Move(ANN, POOR, 5)], is_group=True)
-STRANGER = pack_bodies(b"2" * 16, [Move(ANN, BOB, 40)] * 2, is_group=True)
-
-BAD_GROUPS: dict[str, tuple[dict[str, bytes], str]] = {
-    "none": ({"bodies": b""}, "bodies"),
-    "half a body": ({"bodies": GROUP[0][:-1]}, "bodies"),
-    "not a group": ({"bodies": sized(GROUP[0], 0, 0)}, "bodies"),
-    "cut short": ({"bodies": GROUP[0]}, "bodies"),
-    "too large": ({"bodies": b"".join(sized(GROUP[0], n, 17) for n in range(17))}, "bodies"),
-    "out of order": ({"bodies": GROUP[1] + GROUP[0]}, "bodies"),
-    "of two groups": ({"bodies": GROUP[0] + STRANGER[1]}, "bodies"),
-    "of two sizes": ({"bodies": GROUP[0] + sized(GROUP[1], 1, 3)}, "bodies"),
-    "too many": ({"bodies": sized(GROUP[0], 0, 1) * 1_025}, "bodies"),
-    "metadata": ({"bodies": b"".join(GROUP), "metadata": b"m"}, "metadata"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_GROUPS)
-async def test_bad_groups(node: Served, case: str) -> None:
-    fields, field = BAD_GROUPS[case]
-    await refuses(node, "ExecuteGroups", shard.ExecuteGroupsRequest(**fields), field)
-
-
-async def refuses(node: Served, method: str, request: Any, field: str) -> None:
-    ledger = node.node.engine.ledger
-    before = ledger.sequence, dict(ledger.transactions.prepared), dict(ledger.transactions.decided)
-    fault = await node.fault(method, request)
-    assert (fault.code, fault.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
-    assert not fault.indefinite
-    after = ledger.sequence, dict(ledger.transactions.prepared), dict(ledger.transactions.decided)
-    assert after == before
-    assert node.node.fatal == []
-
-
-def header(it: Attempt, **fields: int) -> bytes:
-    """An attempt's header, some fields being others."""
-    names = ("deadline_us", "first_source", "home", "count")
-    transaction_id, *values = HEADER.unpack(it.packed(SHARD)[0])
-    return HEADER.pack(
-        transaction_id, *{**dict(zip(names, values, strict=True)), **fields}.values()
-    )
-
-
-def member(it: Attempt, **fields: int) -> bytes:
-    """An attempt's first member as told here, some fields being others."""
-    body, source_shard, destination_shard = MEMBER.unpack_from(it.packed(SHARD)[1])
-    body = sized(body, fields.get("index", body[61]), fields.get("size", body[62]))
-    shards = fields.get("source_shard", source_shard), fields.get("destination", destination_shard)
-    return MEMBER.pack(body, *shards)
-
-
-Wrong = Callable[[Attempt], dict[str, bytes]]
-
-BAD_TO_PREPARE: dict[str, tuple[Wrong, str]] = {
-    "nothing": (lambda _: {"headers": b""}, "headers"),
-    "half a header": (lambda it: {"headers": header(it)[:-1]}, "headers"),
-    "no members": (lambda it: {"headers": header(it, count=0), "members": b""}, "headers"),
-    "too few members": (lambda it: {"headers": header(it, count=2)}, "headers"),
-    "too many in one": (
-        lambda it: {"headers": header(it, count=17), "members": member(it) * 17},
-        "headers",
-    ),
-    "members left over": (lambda it: {"members": member(it) * 2}, "members"),
-    "metadata missing": (lambda _: {"metadata": b""}, "metadata"),
-    "metadata left over": (lambda _: {"metadata": b"order 77"}, "metadata"),
-    "home is here": (lambda it: {"headers": header(it, home=SHARD)}, "headers"),
-    "home is nowhere": (lambda it: {"headers": header(it, home=0)}, "headers"),
-    "touches others only": (lambda it: {"members": member(it, destination=9)}, "members"),
-    "plain, and two of it": (
-        lambda it: {
-            "headers": header(it, count=2),
-            "members": member(it) * 2,
-            "metadata": b"order 7" * 2,
-        },
-        "members",
-    ),
-    "an index too high": (lambda it: {"members": member(it, index=1)}, "members"),
-    "a size too high": (lambda it: {"members": member(it, size=17)}, "members"),
-    "pays itself": (lambda it: to_dict(it.with_move(0, source=ANN)), "members"),
-    "nothing to pay": (lambda it: to_dict(it.with_move(0, amount_minor=0)), "members"),
-    "less than nothing": (lambda it: to_dict(it.with_move(0, amount_minor=-5)), "members"),
-    "no such currency": (lambda it: to_dict(it.with_move(0, currency=0)), "members"),
-    "more metadata than there may be": (
-        lambda it: to_dict(it.with_move(0, metadata=b"m" * 257)),
-        "metadata",
-    ),
-}
-
-
-def to_dict(it: Attempt) -> dict[str, bytes]:
-    headers, members, metadata = it.packed(SHARD)
-    return {
-        "headers": header(it, home=8) if headers else b"",
-        "members": members,
-        "metadata": metadata,
-    }
-
-
-@pytest.mark.parametrize("case", BAD_TO_PREPARE)
-async def test_bad_transactions_to_prepare(node: Served, case: str) -> None:
-    wrong, field = BAD_TO_PREPARE[case]
-    it = attempt(node, 1, Move(OTHER, ANN, 40, metadata=b"order 7"))
-    fields = {**to_dict(it), **wrong(it)}
-    await refuses(node, "Prepare", shard.PrepareRequest(**fields), field)
-    assert await prepare(node, it) == [YES]
-
-
-BAD_TO_DECIDE: dict[str, tuple[Wrong, str]] = {
-    "no votes": (lambda _: {"votes": b""}, "votes"),
-    "two votes": (lambda _: {"votes": VOTE.pack(*YES) * 2}, "votes"),
-    "busy": (lambda _: {"votes": VOTE.pack(Vote.BUSY, 0, 0)}, "votes"),
-    "no without a reason": (lambda _: {"votes": VOTE.pack(Vote.NO, 0, 0)}, "votes"),
-    "no for no known reason": (lambda _: {"votes": VOTE.pack(Vote.NO, 99, 0)}, "votes"),
-    "no about no transfer": (lambda _: {"votes": VOTE.pack(Vote.NO, 13, 2)}, "votes"),
-    "home is elsewhere": (lambda it: {"headers": header(it, home=8)}, "headers"),
-    "another key": (lambda it: {"headers": header(it, first_source=BOB)}, "headers"),
-    "much too late a deadline": (
-        lambda it: {
-            "headers": header(it, deadline_us=it.deadline_us - LIFE_US + 2 * DEADLINE_AHEAD_MAX_US)
-        },
-        "headers",
-    ),
-    "not all of the group": (
-        lambda it: {"headers": header(it, count=1), "members": it.packed()[1][:72]},
-        "members",
-    ),
-    "out of order": (
-        lambda it: {"members": it.packed()[1][72:] + it.packed()[1][:72]},
-        "members",
-    ),
-    "all of it here": (lambda it: {"members": local(it)}, "members"),
-}
-
-
-def local(it: Attempt) -> bytes:
-    return b"".join(
-        MEMBER.pack(body, SHARD, SHARD) for body, _, _ in MEMBER.iter_unpack(it.packed()[1])
-    )
-
-
-@pytest.mark.parametrize("case", BAD_TO_DECIDE)
-async def test_bad_transactions_to_decide(node: Served, case: str) -> None:
-    wrong, field = BAD_TO_DECIDE[case]
-    it = attempt(node, 1, Move(ANN, BOB, 1), Move(ANN, OTHER, 40), is_group=True)
-    good = to_decide(it)
-    fields = {
-        **{"headers": good.headers, "members": good.members, "votes": good.votes},
-        **wrong(it),
-    }
-    await refuses(node, "CommitHome", shard.CommitHomeRequest(**fields), field)
-    assert (await decide(node, it))[0][:2] == COMMITTED
-
-
-@pytest.mark.parametrize(
-    ("method", "request_", "field"),
-    [
-        ("CommitPrepared", shard.CommitPreparedRequest(), "decisions"),
-        ("CommitPrepared", shard.CommitPreparedRequest(decisions=bytes(23)), "decisions"),
-        ("CommitPrepared", shard.CommitPreparedRequest(decisions=bytes(24)), "decisions"),
-        ("CommitPrepared", shard.CommitPreparedRequest(decisions=b"1" * 24 * 8_193), "decisions"),
-        ("AbortPrepared", shard.AbortPreparedRequest(), "transactions"),
-        ("AbortPrepared", shard.AbortPreparedRequest(transactions=bytes(24)), "transactions"),
-        ("Resolve", shard.ResolveRequest(), "transactions"),
-        ("Resolve", shard.ResolveRequest(transactions=b"1" * 25), "transactions"),
-        ("Finish", shard.FinishRequest(), "transaction_ids"),
-        ("Finish", shard.FinishRequest(transaction_ids=bytes(17)), "transaction_ids"),
-        ("Finish", shard.FinishRequest(transaction_ids=bytes(16) * 8_193), "transaction_ids"),
-        ("ListTransactions", shard.ListTransactionsRequest(limit=8_193), "limit"),
-        (
-            "ListTransactions",
-            shard.ListTransactionsRequest(transaction_id=b"short"),
-            "transaction_id",
-        ),
-        ("ListTransactions", shard.ListTransactionsRequest(since_us=-1), "since_us"),
-        ("GetClearing", shard.GetClearingRequest(), "as_of_us"),
-        ("GetClearing", shard.GetClearingRequest(as_of_us=-SECOND_US), "as_of_us"),
-        ("GetClearing", shard.GetClearingRequest(as_of_us=SECOND_US + 1), "as_of_us"),
-        ("GetClearing", shard.GetClearingRequest(as_of_us=2**40 * SECOND_US), "as_of_us"),
-        ("ListCrossings", shard.ListCrossingsRequest(after_us=2, to_us=2), "to_us"),
-        (
-            "ListCrossings",
-            shard.ListCrossingsRequest(after_us=1, to_us=2, currency="LEAD"),
-            "currency",
-        ),
-    ],
-)
-async def test_other_bad_input(node: Served, method: str, request_: Any, field: str) -> None:
-    await refuses(node, method, request_, field)
 
 
 async def test_another_shards_calls_are_refused(node: Served) -> None:

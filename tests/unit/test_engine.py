@@ -2,9 +2,11 @@
 
 import asyncio
 import random
+from functools import partial
 
 import pytest
 
+from cluster.packed import RESOLUTION, Fate
 from shard_node import engine as engine_module
 from shard_node.engine import CHECKPOINT_BACKLOG
 from shard_node.errors import (
@@ -445,3 +447,14 @@ async def test_nothing_is_left_to_do_after_all_is_answered() -> None:
         assert not it.engine._queue
         assert not it.engine.store.sealed
         assert it.engine._queued_transfers == 0
+
+
+async def test_what_records_nothing_leaves_no_old_time_behind() -> None:
+    async with running() as it:
+        deadline_us = it.wall.now_us() + 5_000_000
+        resolve = partial(it.engine.ledger.participant.resolve, bytes(15) + b"\1", deadline_us)
+        (early,) = await it.engine.finish_begun([resolve], [1])
+        assert RESOLUTION.unpack(early)[0] == Fate.UNDECIDED
+        it.wall.advance(6_000_000)  # and nothing else happens
+        (late,) = await it.engine.finish_begun([resolve], [1])
+        assert RESOLUTION.unpack(late)[0] == Fate.ABORTED

@@ -123,7 +123,7 @@ def test_legs_apply_in_order(rig: CrossingRig) -> None:
 )
 def test_what_leaves_no_record(rig: CrossingRig, wrong: Move, reason: RefusalReason) -> None:
     before = rig.picture()
-    assert rig.group(7, Move(ANN, BOB, 1), wrong) == GroupResult(REFUSED, reason, index=1)
+    assert rig.group(7, Move(ANN, BOB, 1), wrong) == GroupResult(REFUSED, reason, refused_at=1)
     assert rig.picture() == before
     assert rig.group(7, Move(ANN, BOB, 1)).status == COMPLETED
 
@@ -149,7 +149,7 @@ def test_the_largest_group_there_is(rig: CrossingRig) -> None:
     rig.sync()
     rig.crash()
     assert rig.group(7, *moves)[:4] == (COMPLETED, 0, 0, 1)
-    changed = moves[:-1] + [moves[-1]._replace(metadata=metadata[:-1] + b"n")]
+    changed = [*moves[:-1], moves[-1]._replace(metadata=metadata[:-1] + b"n")]
     assert rig.group(7, *changed).differing == DifferingField.METADATA
 
 
