@@ -23,6 +23,10 @@ demo: $(ETCD) ## start a cluster, play a month of a game's economy, ask both que
 test: $(ETCD) ## run every test
 	$(PY) -m pytest
 
+.PHONY: simulate
+simulate: $(INSTALLED) ## play 20,000 schedules of shards and coordinators under faults
+	$(PY) -m tests.simulation --schedules 20000
+
 .PHONY: check
 check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothing
 	$(PY) -m ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.packed import (
@@ -32,6 +33,20 @@ BUSY_RESULT = GROUP_RESULT.pack(_FAULT, _UNAVAILABLE, 0, 0, 0, 0, 0, 0)
 in a moment. Routers do; it is never recorded."""
 
 
+@dataclass(slots=True)
+class Counts:
+    """Transfers answered since the process started, members of groups one by one.
+
+    Attributes:
+        completed, refused: for the first time, by this shard as their home.
+        repeated: as they had been answered before.
+    """
+
+    completed: int = 0
+    refused: int = 0
+    repeated: int = 0
+
+
 class Groups:
     """Decides groups on one shard.
 
@@ -40,6 +55,7 @@ class Groups:
         memory, block: what it changes.
         poster: posts legs.
         reader: reads what is recorded under a key.
+        counts: kept up to date.
     """
 
     def __init__(
@@ -49,12 +65,14 @@ class Groups:
         block: OpenBlock,
         poster: Poster,
         reader: RecordReader,
+        counts: Counts,
     ) -> None:
         self._shard_id = shard_id
         self._memory = memory
         self._block = block
         self._poster = poster
         self._reader = reader
+        self.counts = counts
 
     def execute(self, members: list[Member]) -> bytes:
         """Decides one group; returns a packed result."""
@@ -87,6 +105,7 @@ class Groups:
                 minor += leg.amount_minor if leg.incoming else -leg.amount_minor
         self._record(members, 0, 0, minor, time_us)
         self._poster.post(legs, NO_TRANSACTION, first.account_id, stamp_us)
+        self.counts.completed += len(members)
         return GROUP_RESULT.pack(_COMPLETED, 0, 0, 0, 0, 0, time_us, minor)
 
     def record_refusal(
@@ -97,6 +116,7 @@ class Groups:
         Returns:
             Its time, and the first source's balance.
         """
+        self.counts.refused += len(members)
         fields = BODY.unpack(members[0].body)
         source = self._memory.account(fields[1])
         balance = source.balances.get(fields[6]) if source else None
@@ -129,6 +149,7 @@ class Groups:
         if bodies != known.bodies or metadata != known.metadata:
             differing = first_difference(known, bodies, metadata)
             return refused(RefusalReason.KEY_REUSED, 0, differing)
+        self.counts.repeated += len(members)
         status = _REFUSED if known.reason else _COMPLETED
         return GROUP_RESULT.pack(
             status, known.reason, 0, 1, known.index, 0, known.time_us, known.source_minor

@@ -21,7 +21,7 @@ from cluster.packed import BODY, BODY_BYTES, KEY_BYTES, RESULT, DifferingField
 from cluster.refusals import RefusalReason, is_recorded
 from shard_node.books import BALANCE_MAX_MINOR, Account, Balance
 from shard_node.clearing import Clearing, clearing_row, read_clearing_row
-from shard_node.groups import BUSY_RESULT, Groups
+from shard_node.groups import BUSY_RESULT, Counts, Groups
 from shard_node.legs import (
     EMPTY,
     IMPORT_SHIFT_MAX_US,
@@ -133,8 +133,7 @@ class Ledger:
         transactions, clearing: what is between this shard and others.
         groups: decides groups.
         participant: two-phase commit.
-        completed_count, refused_count, repeated_count: transfers answered so, the first two for
-            the first time, since the ledger was made.
+        counts: transfers answered.
     """
 
     def __init__(self, log_id: int, store: LedgerStore, sequence: int, accounts_max: int) -> None:
@@ -144,11 +143,11 @@ class Ledger:
         self.transactions = Transactions()
         self.clearing = Clearing()
         poster = Poster(log_id, self.memory, self.block, self.clearing)
-        self.groups = Groups(log_id, self.memory, self.block, poster, self)
+        self.counts = Counts()
+        self.groups = Groups(log_id, self.memory, self.block, poster, self, self.counts)
         self.participant = Participant(
             log_id, self.memory, self.block, self.transactions, poster, self.groups, self
         )
-        self.completed_count = self.refused_count = self.repeated_count = 0
         self._store = store
 
     @property
@@ -261,7 +260,7 @@ class Ledger:
         self.memory.keys[body[:KEY_BYTES]] = sequence
         paying.post_outgoing(amount, source_minor, sequence, source_us)
         paid.post_incoming(amount, destination_minor, sequence, destination_us)
-        self.completed_count += 1
+        self.counts.completed += 1
         return RESULT.pack(COMPLETED, 0, 0, 0, source_us, source_minor)
 
     def _answer_known(
@@ -276,7 +275,7 @@ class Ledger:
         known = read_recorded(self, earlier, body[:KEY_BYTES])
         if known.bodies != body or known.metadata != metadata:
             return _refused(RefusalReason.KEY_REUSED, first_difference(known, body, metadata))
-        self.repeated_count += 1
+        self.counts.repeated += 1
         status = REFUSED if known.reason else COMPLETED
         return RESULT.pack(status, known.reason, 0, 1, known.time_us, known.source_minor)
 
@@ -456,7 +455,6 @@ class Ledger:
         assert reason in _RECORDED, "what depends on the request alone leaves no record"
         members = [Member(body, self.log_id, self.log_id, metadata)]
         time_us, minor = self.groups.record_refusal(members, reason, 0)
-        self.refused_count += 1
         return RESULT.pack(REFUSED, reason, 0, 0, time_us, minor)
 
     def _balance_to_change(self, account: Account, currency: int) -> Balance:

@@ -194,6 +194,7 @@ class Participant:
         assert source, "it was checked"
         time_us = posting_time_us(source, legs[0].import_us, now_us)
         self._poster.post(legs, header.transaction_id, header.first_source, now_us)
+        self._groups.counts.completed += len(members)
         minor = source.balances[legs[0].currency].minor
         return _answer(
             Fate.COMMITTED,
@@ -384,6 +385,8 @@ class Participant:
     def _answer_known(self, request: Request, members: list[Member], known: Recorded) -> bytes:
         """The key has an outcome already: that of this very transaction, or another's."""
         bodies = b"".join(each.body for each in members)
+        if known.transaction_id != request.header.transaction_id:
+            self._groups.counts.repeated += len(members)
         if bodies != known.bodies or request.metadata != known.metadata:
             differing = first_difference(known, bodies, request.metadata)
             reason = RefusalReason.KEY_REUSED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -26,12 +25,14 @@ from tests.simulation.world import (
 )
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from shard_node.ledger import Ledger
 
 PLAYER: Final = 1
 BANK_FLOOR_MINOR: Final = -1_000_000
+REPLAY: Final = "python -m tests.simulation --seed {seed} --schedules 1 --trace"
 OVERDUE: Final = 0.2
 """How many schedules are about deadlines."""
 SETTLE_US: Final = 60 * SECOND
@@ -382,6 +383,15 @@ def shard_of(account: int) -> int:
     return account // 100
 
 
-def play(seed: int, parts: Parts = RIGHT, *, keep_lines: bool = False) -> Outcome:
-    """Draws and plays a schedule."""
-    return Schedule(seed, parts=parts, keep_lines=keep_lines).play()
+def play(
+    seed: int, parts: Parts = RIGHT, setting: Setting | None = None, *, keep_lines: bool = False
+) -> Outcome:
+    """Draws and plays a schedule; whatever goes wrong says how to play it again."""
+    schedule = Schedule(seed, setting, parts=parts, keep_lines=keep_lines)
+    try:
+        return schedule.play()
+    except Exception as error:
+        error.add_note(f"`{REPLAY.format(seed=seed)}` plays this schedule again")
+        if keep_lines:
+            error.add_note("\n".join(schedule.world.lines))
+        raise

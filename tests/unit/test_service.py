@@ -190,7 +190,7 @@ async def test_overload_is_said_before_anything_happens() -> None:
         fault = await it.fault("ExecuteTransfers", request)
         assert fault.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert not fault.indefinite
-        assert it.node.engine.ledger.completed_count == 0
+        assert it.node.engine.ledger.counts.completed == 0
 
 
 # --- questions ------------------------------------------------------------------------------------

@@ -401,7 +401,7 @@ Global___FinishRequest: _TypeAlias = FinishRequest  # noqa: Y015
 
 @_typing.final
 class FinishResponse(_message.Message):
-    """Noted; not yet durable, since forgetting it does no harm."""
+    """They are forgotten, durably."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
