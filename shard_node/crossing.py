@@ -123,8 +123,9 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         )
         votes = votes_of(request.votes, requests)
         commit = self._engine.ledger.participant.commit_home
-        calls = [partial(commit, *each) for each in zip(requests, votes, strict=True)]
         records = [1 + RECORDS_PER_MEMBER * each.header.members_count for each in requests]
+        room = self._engine.has_room(sum(records))
+        calls = [partial(commit, *each, room=room) for each in zip(requests, votes, strict=True)]
         answers = await self._finish(calls, records)
         return shard_service_pb2.CommitHomeResponse(answers=answers, clock_us=self._engine.clock_us)
 

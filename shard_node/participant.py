@@ -160,12 +160,15 @@ class Participant:
         self._enter_prepared(request, legs, now_us)
         return _YES
 
-    def commit_home(self, request: Request, vote: tuple[int, int, int]) -> bytes:
+    def commit_home(
+        self, request: Request, vote: tuple[int, int, int], *, room: bool = True
+    ) -> bytes:
         """Decides a transaction; returns a packed answer.
 
         Args:
             request: with all members.
             vote: the participants' (Vote, RefusalReason, index), YES or NO.
+            room: whether there is space for new work: what the home posts was not promised before.
         """
         header, table, now_us = request.header, self._transactions, self._block.stamp_us
         members = split_members(request.members, request.metadata)
@@ -175,7 +178,8 @@ class Participant:
             return self._answer_known(request, members, read_recorded(self._reader, sequence, key))
         if vote[0] == Vote.NO:
             return self._refuse(header, members, RefusalReason(vote[1]), vote[2])
-        if table.ended(header.transaction_id) is not None or header.deadline_us <= now_us:
+        is_over = table.ended(header.transaction_id) is not None or header.deadline_us <= now_us
+        if is_over or not room:
             self.abort(header.transaction_id, header.deadline_us)
             return _answer(Fate.ABORTED, Outcome.NONE)
         legs = legs_on(members, self._shard_id)

@@ -102,7 +102,7 @@ async def resolve(session: Session, clients: Clients, *, transaction_id: bytes) 
 
 
 def _transactions(found: tuple[TransactionInfo, ...], title: str) -> Table:
-    made = table("transaction", "on shard>", "state", "since", "home>", "others", "deadline",
+    made = table("transaction|", "on shard>", "state", "since", "home>", "others", "deadline",
                  "decided", "transfers>", "key", title=title)  # fmt: skip
     for each in found:
         made.add_row(

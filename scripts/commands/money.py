@@ -206,13 +206,15 @@ async def verify(session: Session, clients: Clients) -> None:
 
     def shown() -> RenderableType:
         title = "the books balance" if report.balanced else "THE BOOKS DO NOT BALANCE"
-        made = table("shard>", "currency", "accounts>", "above zero>", "below zero>", "balanced",
+        made = table("shard>", "currency", "accounts>", "above zero>", "below zero>",
+                     "owed by others>", "balanced",
                      title=title)  # fmt: skip
         for each in report.books:
             scale = scales[each.currency]
             made.add_row(
                 str(each.shard_id), each.currency, f"{each.accounts:,}",
                 show_amount(each.positive_minor, scale), show_amount(each.negative_minor, scale),
+                show_amount(each.clearing_minor, scale),
                 "yes" if each.balanced else "NO",
             )  # fmt: skip
         return made

@@ -112,8 +112,14 @@ def _plain_field(name: str, value: object) -> Any:
     return plain(value)
 
 
+TRANSACTION_ID_DIGITS = 32
+
+
 def table(*columns: str, title: str = "") -> Table:
-    """Return an empty table; a column whose name ends in `>` is aligned to the right."""
+    """Return an empty table; a column whose name ends in `>` is aligned to the right.
+
+    One whose name ends in `|` is never broken or cut: what stands there is to be copied.
+    """
     made = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -123,7 +129,13 @@ def table(*columns: str, title: str = "") -> Table:
     )
     for column in columns:
         right = column.endswith(">")
-        made.add_column(column.rstrip(">"), justify="right" if right else "left", no_wrap=right)
+        whole = column.endswith("|")
+        made.add_column(
+            column.rstrip(">|"),
+            justify="right" if right else "left",
+            no_wrap=right or whole,
+            min_width=TRANSACTION_ID_DIGITS if whole else None,
+        )
     return made
 
 

@@ -52,6 +52,8 @@ QUESTIONS: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
     f"series {ANN} GOLD --plot": ("100", "GOLD", lambda v: v["opening_balance_minor"] == 0),
     f"entries {ANN}": ("REWARD", "100.00", lambda v: v["entries"][0]["counterparty"] == TREASURY),
     "verify": ("the books balance", "yes", lambda v: v["balanced"] is True),
+    "audit": ("the shards' books agree", "0 in doubt", lambda v: v["pairs"] == []),
+    "txn list": ("0 in doubt or unfinished", "transaction", lambda v: v == []),
     "cluster status": ("router 1", "running", lambda v: v["up"] is True),
     "cluster up": ("already up", "cluster down", lambda v: v["name"] == "tested"),
 }
@@ -79,6 +81,10 @@ MISTAKES = [
     (f"account close {ANN} --reason leaves", 1, "FAILED_PRECONDITION"),
     ("currency register GOLD --scale 3", 1, "GOLD"),
     ("flows 1 --cluster elsewhere", 2, "--router"),
+    (f"group {TREASURY}:{BOB}:1:GOLD {BOB}:{ANN}:0:LEAD", 2, "'LEAD'"),
+    (f"group {TREASURY}:{BOB}:1", 2, "SOURCE:DESTINATION:AMOUNT:CURRENCY[:TYPE]"),
+    ("txn show 00", 2, "32 hexadecimal digits"),
+    (f"txn resolve {'00' * 16}", 1, "NOT_FOUND"),
 ]
 
 
@@ -111,6 +117,27 @@ def test_transfers_are_made_repeated_and_refused(cli: Cli) -> None:
     past = ("--time", "2020-01-01T00:00:00Z")
     imported = cli.ask("transfer", str(TREASURY), str(POOR), "1", "GOLD", *past, code=3)
     assert imported["refusal"]["reason"] == "IMPORT_TOO_OLD", "the treasury has later entries"
+
+
+def test_groups_are_made_repeated_and_refused(cli: Cli) -> None:
+    buyer, seller, house = "81", "82", str(TREASURY)
+    cli.ask("account", "open", buyer, seller)
+    cli.ask("transfer", str(TREASURY), buyer, "20", "GOLD")
+    sale = (f"{buyer}:{seller}:12.50:GOLD:SALE", f"{seller}:{house}:0.60:GOLD:FEE")
+    id_ = "0190a000-0000-7000-8000-000000000002"
+    first, second = (cli.ask("group", *sale, "--id", id_) for _ in range(2))
+    assert (first["status"], first["group_id"]) == ("COMPLETED", id_)
+    assert first["source_balance_after_minor"] == 750
+    assert second == first | {"repeat": True}
+    fee, price = cli.ask("entries", seller)["entries"]
+    assert [(each["type"], each["group_index"]) for each in (price, fee)] == [
+        ("SALE", 0),
+        ("FEE", 1),
+    ]
+    shown = cli.run("group", f"{seller}:{buyer}:1:GOLD", f"{buyer}:{seller}:8.51:GOLD")
+    assert shown.code == 3
+    assert "REFUSED: INSUFFICIENT_FUNDS (retry: NEW_KEY), transfer 1" in shown.output
+    assert [each["amount_minor"] for each in cli.ask("entries", seller)["entries"]] == [60, 1250]
 
 
 def test_an_account_is_frozen_unfrozen_and_closed(cli: Cli) -> None:
