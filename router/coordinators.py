@@ -35,6 +35,7 @@ from cluster.shard_pool import (
 )
 from doubloon.v1 import coordinator_service_pb2 as coordinator
 from doubloon.v1 import coordinator_service_pb2_grpc
+from router.results import with_doubt
 
 _LOG = structlog.stdlib.get_logger("coordinators")
 
@@ -152,7 +153,9 @@ class CoordinatorPool:
                 reached = reached or fault.indefinite
                 last = fault
             else:
-                return response.results
+                # That nothing happened in this try says nothing of one whose answer was lost: who
+                # hangs with the same transactions may still go on with them.
+                return with_doubt(response.results) if reached else response.results
             if last.code is not grpc.StatusCode.UNAVAILABLE or self._closed:
                 break
             if address is not None:

@@ -16,6 +16,9 @@ _POSTING: Final = types_pb2.TRANSFER_STATUS_COMMITTED_POSTING
 _REFUSED: Final = types_pb2.TRANSFER_STATUS_REFUSED
 _FAULT: Final = types_pb2.TRANSFER_STATUS_FAULT
 
+# Of a packed result: whether the fault is indefinite.
+_INDEFINITE_AT: Final = 5
+
 Row = tuple[int, int, int, int, int, int]
 """One unpacked result: the fields of `cluster.packed.RESULT` in their order."""
 
@@ -70,6 +73,17 @@ def check_length(results: bytes, count: int) -> None:
 def has_faults(results: bytes) -> bool:
     """Return whether any of these packed results is a fault; looks at the status bytes alone."""
     return _FAULT in results[::RESULT_BYTES]
+
+
+def with_doubt(results: bytes) -> bytes:
+    """Return packed results in which every fault is indefinite."""
+    if not has_faults(results):
+        return results
+    doubtful = bytearray(results)
+    for at in range(0, len(results), RESULT_BYTES):
+        if results[at] == _FAULT:
+            doubtful[at + _INDEFINITE_AT] = 1
+    return bytes(doubtful)
 
 
 def packed_fault(code: int, indefinite: int, position: int) -> types_pb2.Fault:

@@ -192,7 +192,6 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
             raise bad_request("transaction_id", f"must be {TRANSACTION_ID_BYTES} bytes")
         if request.since_us < 0:
             raise bad_request("since_us", "must not be negative")
-        await self._engine.committer.durable(self._engine.ledger.sequence)
         table = self._engine.ledger.transactions
         if only := request.transaction_id:
             prepared = [table.prepared[only]] if only in table.prepared else []
@@ -205,6 +204,8 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         if request.since_us:
             found = [each for each in found if each.since_us <= request.since_us]
         found.sort(key=lambda each: each.since_us)
+        # Read first, then wait: what is decided meanwhile may be lost, and must not be told.
+        await self._engine.committer.durable(self._engine.ledger.sequence)
         return shard_service_pb2.ListTransactionsResponse(
             transactions=found[: request.limit or LIST_DEFAULT]
         )

@@ -22,6 +22,7 @@ from doubloon import (
 from scripts.commands.session import EXIT_FAILED, EXIT_REFUSED
 from scripts.local_cluster import COORDINATOR
 from scripts.naive import Books
+from tests.support import POLL_S
 from tests.support.cli import Cli
 from tests.support.clusters import (
     GOLD,
@@ -89,7 +90,7 @@ async def check_books(live: LiveCluster, town: Town, transfers: Sequence[Transfe
 async def until_nothing_is_in_doubt(live: LiveCluster) -> None:
     async with asyncio.timeout(SETTLE_S):
         while await live.admin.in_doubt():  # noqa: ASYNC110 - no event reaches us from another process
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(POLL_S)
 
 
 async def test_a_group_over_three_shards_happens_whole(live: LiveCluster, town: Town) -> None:

@@ -138,8 +138,10 @@ class PostsTwice(Mutant):
 class AnswersKeyForFate(Mutant):
     """An attempt that lost hears that the key is committed, and takes it for its own."""
 
-    def commit_home(self, request: Request, vote: tuple[int, int, int]) -> bytes:
-        answer = super().commit_home(request, vote)
+    def commit_home(
+        self, request: Request, vote: tuple[int, int, int], *, room: bool = True
+    ) -> bytes:
+        answer = super().commit_home(request, vote, room=room)
         fields = list(ANSWER.unpack(answer))
         if fields[1] == Outcome.COMMITTED and fields[0] == Fate.ABORTED:
             fields[0], fields[6] = Fate.COMMITTED, True

@@ -51,7 +51,7 @@ class Shape:
     Attributes:
         accounts_max: as in `Memory`; few, so that accounts leave it.
         checkpoint: the chance of one after each sync.
-        tight: the chance that a shard has no room for a PREPARE.
+        tight: the chance that a shard has no room for new work.
     """
 
     accounts_max: int = 1_000
@@ -179,9 +179,10 @@ class Shard(Process):
         self, request: Request, vote: tuple[int, int, int], answer: Callable[[bytes], None]
     ) -> None:
         """COMMIT to the home; the naive model judges a refusal."""
+        room = not self.world.chance(self._shape.tight)
 
         def command() -> bytes:
-            found = self.participant.commit_home(request, vote)
+            found = self.participant.commit_home(request, vote, room=room)
             self.books.check_decision(self.ledger, request, vote, found)
             fate, outcome = Fate(found[0]).name, Outcome(found[1]).name
             self.world.counts[f"decided {fate}, key {outcome}"] += 1
@@ -235,13 +236,11 @@ class Shard(Process):
     def list_transactions(self, since_us: int, answer: Callable[[Listing], None]) -> None:
         """What has been in doubt here since that time or longer."""
 
-        def give() -> None:
-            table = self.ledger.transactions
-            infos = [_info(each, self.shard_id) for each in table.prepared.values()]
-            infos += [_info(each, self.shard_id) for each in table.decided.values()]
-            answer([each for each in infos if each.since_us <= since_us])
-
-        self.answer_when_durable(give)
+        table = self.ledger.transactions
+        infos = [_info(each, self.shard_id) for each in table.prepared.values()]
+        infos += [_info(each, self.shard_id) for each in table.decided.values()]
+        found = [each for each in infos if each.since_us <= since_us]
+        self.answer_when_durable(lambda: answer(found))
 
     def execute(self, body: bytes, metadata: bytes, answer: Callable[[bytes], None]) -> None:
         """A transfer of which both accounts are here."""

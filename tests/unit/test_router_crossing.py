@@ -187,6 +187,21 @@ async def test_after_a_lost_answer_no_coordinator_is_a_doubt() -> None:
 
 
 @virtual_time
+async def test_after_a_lost_answer_only_an_outcome_is_definite() -> None:
+    """Another one says that nothing happened in time: the first may wake up and go on."""
+    async with router() as it:
+        stuck, wait = hang()
+        it.coordinators["c1"].before = wait
+        work = asyncio.ensure_future(batch(it, crossing(1), crossing(2), timeout_s=5))
+        await stuck.wait()
+        (await it.coordinators.start("c2")).answers[1] = BUSY
+        it.coordinators.end_lease("c1")
+        doubt, done = await work
+        assert faults_of([doubt]) == [(UNAVAILABLE, "", 0, True)]
+        assert done == completed(2)
+
+
+@virtual_time
 async def test_retries_of_the_only_one_back_off() -> None:
     async with router() as it:
         tries_s: list[float] = []
