@@ -134,6 +134,7 @@ class RecordedTransfer:
     transfer: Transfer
     """As it was asked for. Of a group: its first, with the group's id."""
     result: TransferResult
-    """COMPLETED, or REFUSED with a reason that is recorded; `repeat` is true."""
+    """COMPLETED; or COMMITTED_POSTING until the source's shard knows that every other shard has
+    posted it; or REFUSED with a reason that is recorded. `repeat` is true."""
     record: RecordName
     """Where it is recorded."""

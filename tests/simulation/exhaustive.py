@@ -3,7 +3,8 @@
 A first run without faults tells how many events and messages there are. Then each event is followed
 by a crash of each process in turn, and each message is lost, arrives twice, or arrives when its
 transaction's deadline is over. And since a late COMMIT meets a home that has promised not to commit
-any more, that one is combined with a crash of the home at each event, its clock set back.
+any more, that one comes late and twice, with a crash of the home at each event that sets its clock
+back.
 """
 
 from __future__ import annotations
@@ -85,16 +86,16 @@ def plans(case: Case) -> Iterator[Plan]:
 
 
 def overdue_plans(case: Case) -> Iterator[Plan]:
-    """COMMIT to the home is late; the home crashes meanwhile, and its clock is set back."""
+    """COMMIT to the home is late, and comes twice; the home crashes before, between or after."""
     right = case.schedule(NO_PLAN, RIGHT)
     right.play()
     for number, label in enumerate(right.world.sent, 1):
         if "commit home" not in label or label.count(":") > 1:
             continue  # another message, or the answer to this one
         some = frozenset({number})
-        late = case.schedule(Plan({}, late=some), RIGHT)
+        late = case.schedule(Plan({}, doubled=some, late=some), RIGHT)
         for event in range(1, late.play().events + 1):
-            yield Plan({event: "shard 1"}, late=some, set_back_us=SET_BACK_US)
+            yield Plan({event: "shard 1"}, doubled=some, late=some, set_back_us=SET_BACK_US)
 
 
 def run(case: Case, plan: Plan, parts: Parts = RIGHT) -> None:

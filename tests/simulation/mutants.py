@@ -143,7 +143,7 @@ class AnswersKeyForFate(Mutant):
     ) -> bytes:
         answer = super().commit_home(request, vote, room=room)
         fields = list(ANSWER.unpack(answer))
-        if fields[1] == Outcome.COMMITTED and fields[0] == Fate.ABORTED:
+        if vote[0] == Vote.YES and fields[:2] == [Fate.ABORTED, Outcome.COMMITTED]:
             fields[0], fields[6] = Fate.COMMITTED, True
         return ANSWER.pack(*fields)
 

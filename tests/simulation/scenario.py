@@ -69,6 +69,7 @@ class Setting:
         pauses_us: see `Clients`.
         changes: how many accounts change their status on the way.
         intents: how much is wanted.
+        imports: how much of it bears a time of its own, which may be still to come.
     """
 
     shards: int
@@ -81,6 +82,7 @@ class Setting:
     pauses_us: tuple[int, int] = PROMPT_US
     changes: int = 0
     intents: int = 0
+    imports: float = 0.0
 
 
 @dataclass
@@ -128,6 +130,7 @@ def draw_setting(rng: random.Random) -> Setting:
         pauses_us=rng.choice((PROMPT_US, PROMPT_US, LAZY_US)),
         changes=rng.choice((0, 0, 3)),
         intents=rng.randint(3, 8),
+        imports=rng.choice((0.0, 0.0, 0.1, 0.6)),
     )
     return draw_overdue(rng, drawn) if rng.random() < OVERDUE else drawn
 
@@ -150,6 +153,7 @@ def draw_overdue(rng: random.Random, drawn: Setting) -> Setting:
         down_max_us=50 * MS,
         skew_us=3 * SECOND,
         stepped=1.0,
+        slow_sync=rng.choice((0.0, 0.5)),
     )
     return replace(
         drawn,
@@ -260,7 +264,7 @@ class Schedule:
         shard.open(bank, KIND_SYSTEM, BANK_FLOOR_MINOR, 0)
         for number in range(1, self.setting.players + 1):
             player = account_id(shard.shard_id, number)
-            cap_minor = rng.choice((0, 25, 60))
+            cap_minor = rng.choice((0, 25, 40))
             shard.open(player, PLAYER, 0, cap_minor)
             funds = rng.randint(0, 25)
             if funds:
@@ -339,7 +343,8 @@ class Schedule:
             if (len(touched) == 1) == is_local:
                 break
         kind = "group" if is_group else "transfer"
-        import_us = START_US + rng.randint(-SECOND, 3 * SECOND) if rng.random() < 0.1 else 0
+        is_import = rng.random() < self.setting.imports
+        import_us = START_US + rng.randint(-SECOND, 3 * SECOND) if is_import else 0
         intent = self._make(
             f"{kind} {number}",
             transfers,

@@ -221,7 +221,9 @@ class World:
         copies = 2 if number in plan.doubled or self.chance(faults.doubled) else 1
         for copy in range(copies):
             delay_us = self.rng.randrange(50, 2 * MS)
-            if number in plan.late or (copy and number in plan.doubled):
+            if number in plan.late:
+                delay_us += LATE_US + copy * SECOND
+            elif copy and number in plan.doubled:
                 delay_us += LATE_US
             late = 0.5 if copy and faults.late else faults.late
             if faults.late_what in label and self.chance(late):

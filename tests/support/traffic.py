@@ -50,11 +50,13 @@ class Asked:
         item: as it was asked for.
         answer: the first answer that says what happened, or a later one that says more.
         doubt: the first fault after which it may have happened.
+        fault: the latest fault of all.
     """
 
     item: Transfer | Group
     answer: Result | None = None
     doubt: Fault | None = None
+    fault: Fault | None = None
 
     @property
     def name(self) -> Name:
@@ -79,6 +81,7 @@ class Asked:
         """Take an answer; it must not contradict an earlier one."""
         fault = result if isinstance(result, Fault) else result.fault
         if fault is not None:
+            self.fault = fault
             if fault.indefinite and self.doubt is None:
                 self.doubt = fault
             return
@@ -223,14 +226,14 @@ class Traffic:
             held = await client.balance(account_id, GOLD)
             assert (held.posted_minor, held.reserved_minor) == (balance_minor, 0), account_id
         happened = fold(statements)
-        committed = {}
-        for each in self.asked:
-            assert not each.is_open
-            if each.answer is not None and each.answer.committed:
-                committed[each.name] = each
+        asked = {each.name: each for each in self.asked}
+        assert not any(each.is_open for each in self.asked)
+        committed = {
+            name: each for name, each in asked.items() if each.answer and each.answer.committed
+        }
         missing, unasked = committed.keys() - happened.keys(), happened.keys() - committed.keys()
         assert not missing, f"{len(missing)} acknowledged and not there, such as {min(missing)}"
-        assert not unasked, f"{len(unasked)} there although not acknowledged: {min(unasked)}"
+        assert not unasked, f"{len(unasked)} there, and said not to be: {asked[min(unasked)]}"
         for name, transfers in happened.items():
             expected = [
                 (t.source, t.destination, t.amount_minor) for t in committed[name].transfers

@@ -721,7 +721,10 @@ class GetTransferResponse(_message.Message):
 
     @_builtins.property
     def result(self) -> _types_pb2.TransferResult:
-        """Its outcome: COMPLETED, or REFUSED with a reason that is recorded; `repeat` is true."""
+        """Its outcome: COMPLETED; or COMMITTED_POSTING until the source's shard knows that every other
+        shard has posted it, which may be a moment after it was answered COMPLETED; or REFUSED with a
+        reason that is recorded. `repeat` is true.
+        """
 
     @_builtins.property
     def record(self) -> Global___RecordName:
