@@ -247,6 +247,10 @@ class Engine:
             return False
         return True
 
+    def has_space(self, count: int) -> bool:
+        """Whether so many records would fit, however long the queue is."""
+        return not self.space.exhausted and self.space.admits(self._owed(count))
+
     def observe(self, clock_us: int) -> None:
         """Moves the clock past another process's, within bounds (see `HybridClock`)."""
         if clock_us:
