@@ -42,6 +42,7 @@ from scripts.progress import progress
 
 CURRENCY = "GOLD"
 FLOOR_MINOR = -(10**15)
+TABLE_WIDTH = 120  # where there is no terminal to ask
 PARTNERS = 1_000  # of the account with a long history
 TOPOLOGY_VERSION = 1
 CALL_TIMEOUT_S = 60.0
@@ -315,7 +316,8 @@ def main(*, accounts: int, history: int, scale: float, seed: int, as_json: bool)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
-        _show(report, Console())
+        shown = Console()
+        _show(report, shown if shown.is_terminal else Console(width=TABLE_WIDTH))
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
