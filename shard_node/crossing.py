@@ -97,7 +97,7 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Votes."""
         self._check_target(context)
         self._engine.observe(request.clock_us)
-        requests = requests_to_prepare(
+        requests = await requests_to_prepare(
             request.headers, request.members, request.metadata, self._engine.identity.shard_id
         )
         members = sum(each.header.members_count for each in requests)
@@ -114,7 +114,7 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Decides."""
         self._check_target(context)
         self._engine.observe(request.clock_us)
-        requests = requests_to_decide(
+        requests = await requests_to_decide(
             request.headers,
             request.members,
             request.metadata,
