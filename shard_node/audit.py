@@ -11,8 +11,8 @@ from shard_node.clearing import read_clearing_row
 if TYPE_CHECKING:
     from shard_node.state import StateReader
 
-SLICE_ACCOUNTS: Final = 200
-"""Accounts read in one turn of the event loop: 5 ms."""
+SLICE_ACCOUNTS: Final = 80
+"""Accounts read in one turn of the event loop: 2 ms."""
 
 
 @dataclass(slots=True)

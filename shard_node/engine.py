@@ -57,9 +57,10 @@ if TYPE_CHECKING:
     from shard_node.records import BlockDraft, LogIdentity, TransferRecord
     from shard_node.store import Store
 
-TURN_TRANSFERS_MAX: Final = 512
-"""Transfers decided in one turn of the event loop: 2 to 4 ms, and up to 12 right after a checkpoint
-was begun, when nearly every transfer is the first to touch its accounts."""
+TURN_TRANSFERS_MAX: Final = 200
+"""Transfers decided in one turn of the event loop: 1 to 2 ms, and up to 5 right after a checkpoint
+was begun, when nearly every transfer is the first to touch its accounts. Slices of a checkpoint and
+the collector take their share of the same round, and 20 ms are the bound for all of it."""
 
 LOAD_COST: Final = 5
 """To load an account takes as long as to decide so many transfers: 30 µs beside a busy process."""

@@ -215,12 +215,12 @@ async def test_admission_is_bounded_and_refusing_executes_nothing() -> None:
 async def test_a_turn_takes_as_many_commands_as_it_may() -> None:
     async with running() as it:
         await it.hold_log()
-        before = it.engine.ledger.sequence
-        for number in range(1, 1_001):
+        before, most = it.engine.ledger.sequence, engine_module.TURN_TRANSFERS_MAX
+        for number in range(1, most + 1):
             it.begin(body(number, 1, 2))
         for _ in range(3):  # the calls begin, the applier wakes, and has its turn
             await asyncio.sleep(0)
-        assert it.engine.ledger.sequence == before + 1_000
+        assert it.engine.ledger.sequence == before + most
 
 
 async def test_a_turn_is_bounded_in_accounts_to_load() -> None:
