@@ -6,6 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 ETCD := $(VENV)/.etcd
+COMPILED := $(VENV)/.compiled
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
@@ -16,11 +17,11 @@ help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 .PHONY: demo
-demo: $(ETCD) ## start a cluster, play a month of a game's economy, ask both queries, stop
+demo: $(ETCD) $(COMPILED) ## start a cluster, play a month of a game's economy, ask both queries, stop
 	$(PY) -m scripts.demo
 
 .PHONY: test
-test: $(ETCD) ## run every test
+test: $(ETCD) $(COMPILED) ## run every test
 	$(PY) -m pytest
 
 .PHONY: simulate
@@ -37,7 +38,7 @@ check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothin
 	$(PY) -m scripts.generate_stubs --check
 
 .PHONY: bench
-bench: $(ETCD) ## measure throughput, latency, syncs, disk and memory
+bench: $(ETCD) $(COMPILED) ## measure throughput, latency, syncs, disk and memory
 	$(PY) -m scripts.bench
 
 .PHONY: stubs
@@ -61,6 +62,11 @@ $(INSTALLED): pyproject.toml client/pyproject.toml scripts/make_venv.py Makefile
 	@$(PYTHON) scripts/make_venv.py $(VENV)
 	@echo "installing into $(VENV) (a minute or two, once)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e ./client -e '.[dev]'
+	@touch $@
+
+# Where there is a C compiler, the processes that these commands start run compiled cores.
+$(COMPILED): $(INSTALLED) $(wildcard cluster/*.py shard_node/*.py router/*.py coordinator/*.py)
+	@$(PY) -m scripts.compiled
 	@touch $@
 
 # Tests and demo run against a real etcd.

@@ -83,6 +83,8 @@ import enum
 import struct
 from typing import Final
 
+from librt.strings import BytesWriter, write_i64_le
+
 BATCH_TRANSFERS_MAX: Final = 8_192
 """The most transfers in one call: 8,192 bodies are 512 KiB, and far fewer would waste the sync."""
 
@@ -92,6 +94,14 @@ METADATA_BYTES_MAX: Final = 256
 BODY: Final = struct.Struct("<16s2Qq2QHHB3x")
 """transfer_id, source, destination, amount, reference, import time, currency, metadata length,
 type: a body that is not of a group."""
+
+SOURCE_AT: Final = 16
+DESTINATION_AT: Final = 24
+AMOUNT_AT: Final = 32
+IMPORT_AT: Final = 48
+CURRENCY_AT: Final = 56
+METADATA_LENGTH_AT: Final = 58
+"""Where a body has what the hot path reads of it, one number at a time."""
 
 MEMBER_BODY: Final = struct.Struct("<16s2Qq2QHH3Bx")
 """The same bytes, and behind the type the index in the group and the group's size."""
@@ -137,8 +147,17 @@ RESOLUTION: Final = struct.Struct("<B7xq")
 
 TRANSACTION_ID_BYTES: Final = 16
 
+_COMPLETED: Final = 1  # TransferStatus
+
 assert BODY_BYTES == 64
 assert RESULT_BYTES == 24
+
+
+def write_completed_result(writer: BytesWriter, time_us: int, minor: int) -> None:
+    """Writes what `RESULT.pack` gives for a transfer that completed now."""
+    write_i64_le(writer, _COMPLETED)
+    write_i64_le(writer, time_us)
+    write_i64_le(writer, minor)
 
 
 class Vote(enum.IntEnum):

@@ -21,6 +21,7 @@ from cluster.etcd_membership import EtcdMembership
 from cluster.membership import COORDINATOR_ROLE, SHARD_NODE_ROLE, ClusterView, Member
 from cluster.topology import Topology
 from doubloon.v1 import admin_service_pb2, admin_service_pb2_grpc
+from scripts import compiled
 from scripts.etcd_server import EtcdProcess, start_etcd
 from scripts.processes import ManagedProcess, ProcessRecord, end_all, start_mark, tail
 
@@ -254,7 +255,9 @@ class LocalCluster:
         command = (sys.executable, "-m", *own, *common, *own_options)
         self._spawned_us[role, number] = time.time_ns() // 1_000
         log = self.log_file(role, number)
-        self._processes[role, number] = ManagedProcess(role, str(number), command, log, ROOT)
+        self._processes[role, number] = ManagedProcess(
+            role, str(number), command, log, ROOT, compiled.environment()
+        )
 
     async def _wait_ready(self, role: str, number: int) -> None:
         """Wait until the process now running, not an earlier one, is registered and serves."""

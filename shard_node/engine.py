@@ -24,6 +24,7 @@ import structlog
 
 from cluster.packed import KEY_SOURCE
 from shard_node.audit import add_up
+from shard_node.batch import Batch
 from shard_node.checkpoints import Checkpoints
 from shard_node.committer import Committer
 from shard_node.errors import (
@@ -36,7 +37,7 @@ from shard_node.errors import (
     StoppingError,
     TransferNotFoundError,
 )
-from shard_node.ledger import Batch, StatusChange
+from shard_node.ledger import StatusChange
 from shard_node.recorded import read_outcome, read_recorded
 from shard_node.records import BLOCK_BYTES_MAX
 from shard_node.space import ROWS_PER_RECORD, Owed, Space
@@ -176,7 +177,7 @@ class Engine:
         batch = Batch(bodies, metadata)
         self._admit(batch.count)
         await self._submit(batch, batch.count, batch.count)
-        return b"".join(batch.results)
+        return batch.results.getvalue()
 
     async def open_accounts(
         self, specs: list[tuple[int, int, int, int]]

@@ -98,7 +98,7 @@ class Groups:
         source = self._memory.account(first.account_id)
         assert source, "it was checked"
         time_us = posting_time_us(source, first.import_us, stamp_us)
-        balance = source.balances.get(first.currency)
+        balance = source.balance(first.currency)
         minor = balance.minor if balance else 0
         for leg in legs:
             if (leg.account_id, leg.currency) == (first.account_id, first.currency):
@@ -119,7 +119,7 @@ class Groups:
         self.counts.refused += len(members)
         fields = BODY.unpack(members[0].body)
         source = self._memory.account(fields[1])
-        balance = source.balances.get(fields[6]) if source else None
+        balance = source.balance(fields[6]) if source else None
         minor, stamp_us = balance.minor if balance else 0, self._block.stamp_us
         if members[0].body[GROUP_SIZE_AT]:
             self._record(members, reason, index, minor, stamp_us)

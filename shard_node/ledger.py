@@ -13,11 +13,25 @@ memory and never decides anything: memory = fold(log).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from cluster.packed import BODY, BODY_BYTES, KEY_BYTES, RESULT, DifferingField
+from librt.strings import BytesWriter, read_i64_le
+
+from cluster.packed import (
+    AMOUNT_AT,
+    BODY,
+    BODY_BYTES,
+    CURRENCY_AT,
+    DESTINATION_AT,
+    IMPORT_AT,
+    KEY_BYTES,
+    METADATA_LENGTH_AT,
+    RESULT,
+    SOURCE_AT,
+    DifferingField,
+    write_completed_result,
+)
 from cluster.refusals import RefusalReason, is_recorded
 from shard_node.books import BALANCE_MAX_MINOR, Account, Balance
 from shard_node.clearing import Clearing, clearing_row, read_clearing_row
@@ -44,10 +58,12 @@ from shard_node.records import (
     RecordKind,
     pack_bare_effects,
     records_of,
+    write_transfer,
 )
 from shard_node.transactions import Decided, Transactions, read_transaction_row
 
 if TYPE_CHECKING:
+    from shard_node.batch import Batch
     from shard_node.memory import Draft, LedgerStore
 
 TURN_LOADS_MAX: Final = 192
@@ -57,9 +73,6 @@ these are 6 ms of the event loop."""
 COMPLETED: Final = 1
 REFUSED: Final = 3
 KIND_SYSTEM: Final = 2
-
-# Where a body's fields stand in what `BODY` unpacks.
-_SOURCE, _DESTINATION, _CURRENCY, _LENGTH = 1, 2, 6, 7
 
 _RECORDED: Final = frozenset(reason for reason in RefusalReason if is_recorded(reason))
 
@@ -74,29 +87,6 @@ class CrossingRows(Protocol):
     def clearing(self) -> list[tuple[bytes, bytes]]:
         """All clearing positions."""
         ...
-
-
-@dataclass(slots=True)
-class Batch:
-    """A packed batch on its way through the ledger.
-
-    Attributes:
-        bodies, metadata: as in `cluster.packed`.
-        done: how many of its transfers are decided.
-        metadata_at: where in `metadata` the next transfer's begins.
-        results: one packed result for each decided transfer.
-    """
-
-    bodies: bytes
-    metadata: bytes
-    done: int = 0
-    metadata_at: int = 0
-    results: list[bytes] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """How many transfers it has."""
-        return len(self.bodies) // BODY_BYTES
 
 
 class OpenStatus(IntEnum):
@@ -165,88 +155,91 @@ class Ledger:
         Returns:
             How many it decided, at least 1 of those left.
         """
-        start = batch.done * BODY_BYTES
-        bodies = batch.bodies[start : start + transfers_max * BODY_BYTES]
-        keys = [bodies[at : at + KEY_BYTES] for at in range(0, len(bodies), BODY_BYTES)]
+        bodies, start = batch.bodies, batch.done * BODY_BYTES
+        end = min(len(bodies), start + transfers_max * BODY_BYTES)
+        keys = [bodies[at : at + KEY_BYTES] for at in range(start, end, BODY_BYTES)]
         known = self._store.find_keys(keys)
-        memory = self.memory
+        memory, results = self.memory, batch.results
         recent, draft_keys, accounts = memory.keys, memory.draft_keys, memory.accounts
-        answer, metadata_at = batch.results.append, batch.metadata_at
-        loads, done = 0, 0
-        for key, fields in zip(keys, BODY.iter_unpack(bodies), strict=True):
+        loads, at = 0, start
+        for key in keys:
             if loads >= TURN_LOADS_MAX:
                 break
-            body = bodies[done * BODY_BYTES : done * BODY_BYTES + BODY_BYTES]
-            done += 1
-            metadata = b""
-            if length := fields[_LENGTH]:
-                metadata = batch.metadata[metadata_at : metadata_at + length]
-                metadata_at += length
+            body, metadata = bodies[at : at + BODY_BYTES], b""
+            at += BODY_BYTES
+            if length := body[METADATA_LENGTH_AT] | body[METADATA_LENGTH_AT + 1] << 8:
+                metadata = batch.next_metadata(length)
             if earlier := recent.get(key) or draft_keys.get(key) or known.get(key):
-                answer(self._answer_known(body, fields, metadata, earlier))
+                results.write(self._answer_known(body, metadata, earlier))
                 continue
-            source, destination = accounts.get(fields[_SOURCE]), accounts.get(fields[_DESTINATION])
+            source_id, destination_id = (
+                read_i64_le(body, SOURCE_AT),
+                read_i64_le(body, DESTINATION_AT),
+            )
+            source, destination = accounts.get(source_id), accounts.get(destination_id)
             if source is None:
-                source, loads = memory.load(fields[_SOURCE]), loads + 1
+                source, loads = memory.load(source_id), loads + 1
             if destination is None:
-                destination, loads = memory.load(fields[_DESTINATION]), loads + 1
-            answer(self._decide(body, fields, metadata, source, destination))
+                destination, loads = memory.load(destination_id), loads + 1
+            self._decide(key, body, metadata, source, destination, results)
+        done = (at - start) // BODY_BYTES
         batch.done += done
-        batch.metadata_at = metadata_at
         return done
 
     def _decide(
         self,
+        key: bytes,
         body: bytes,
-        fields: tuple[Any, ...],
         metadata: bytes,
         source: Account | None,
         destination: Account | None,
-    ) -> bytes:
+        results: BytesWriter,
+    ) -> None:
         """Decides one new transfer: its checks, in the order of precedence of their refusals."""
-        amount, import_us, currency = fields[3], fields[5], fields[6]
-        source_us = destination_us = stamp_us = self.block.stamp_us
-        if reason := _request_refusal(fields):
-            return _refused(reason)
+        amount: int = read_i64_le(body, AMOUNT_AT)
+        import_us: int = read_i64_le(body, IMPORT_AT)
+        currency = body[CURRENCY_AT] | body[CURRENCY_AT + 1] << 8
+        same = read_i64_le(body, SOURCE_AT) == read_i64_le(body, DESTINATION_AT)
+        if (amount <= 0 or same or not currency) and (reason := _request_refusal(body)):
+            return results.write(_refused(reason))
         if source is None:
-            return self._refuse(RefusalReason.SOURCE_UNKNOWN, body, metadata)
+            return results.write(self._refuse(RefusalReason.SOURCE_UNKNOWN, body, metadata))
         if destination is None:
-            return self._refuse(RefusalReason.DESTINATION_UNKNOWN, body, metadata)
+            return results.write(self._refuse(RefusalReason.DESTINATION_UNKNOWN, body, metadata))
         if source.status != STATUS_ACTIVE or destination.status != STATUS_ACTIVE:
-            reasons = (
-                status_refusal(source.status, incoming=False),
-                status_refusal(destination.status, incoming=True),
-            )
-            return self._refuse(min(each for each in reasons if each), body, metadata)
+            reason = _status_refusal(source, destination)
+            return results.write(self._refuse(reason, body, metadata))
+        block = self.block
+        source_us = destination_us = block.stamp_us
         if import_us:
-            if import_us > stamp_us:
-                return _refused(RefusalReason.IMPORT_IN_FUTURE)
-            source_us = posting_time_us(source, import_us, stamp_us)
-            destination_us = posting_time_us(destination, import_us, stamp_us)
+            if import_us > source_us:
+                return results.write(_refused(RefusalReason.IMPORT_IN_FUTURE))
+            source_us = posting_time_us(source, import_us, source_us)
+            destination_us = posting_time_us(destination, import_us, destination_us)
             if max(source_us, destination_us) - import_us > IMPORT_SHIFT_MAX_US:
-                return _refused(RefusalReason.IMPORT_TOO_OLD)
-        paying = source.balances.get(currency) or EMPTY
-        paid = destination.balances.get(currency) or EMPTY
+                return results.write(_refused(RefusalReason.IMPORT_TOO_OLD))
+        paying = source.balance(currency) or EMPTY
+        paid = destination.balance(currency) or EMPTY
         source_minor, destination_minor = paying.minor - amount, paid.minor + amount
         if source_minor < source.floor_minor:
-            return self._refuse(RefusalReason.INSUFFICIENT_FUNDS, body, metadata)
+            return results.write(self._refuse(RefusalReason.INSUFFICIENT_FUNDS, body, metadata))
         if destination_minor > destination.cap_minor:
-            return self._refuse(RefusalReason.BALANCE_CAP_EXCEEDED, body, metadata)
+            return results.write(self._refuse(RefusalReason.BALANCE_CAP_EXCEEDED, body, metadata))
         if (
             source_minor - paying.reserved_outgoing < source.floor_minor
             or destination_minor + paid.reserved_incoming > destination.cap_minor
         ):
-            return BUSY_RESULT
+            return results.write(BUSY_RESULT)
 
         # Point of no return: from here on the transfer must succeed.
         self.memory.touch(source)
         self.memory.touch(destination)
         paying = paying if paying is not EMPTY else self._new_balance(source, currency)
         paid = paid if paid is not EMPTY else self._new_balance(destination, currency)
-        effects = EFFECTS.pack(
-            RecordKind.TRANSFER,
-            0,
-            self.block.add_to_heap(metadata) if metadata else 0,
+        write_transfer(
+            block.records,
+            body,
+            block.add_to_heap(metadata) if metadata else 0,
             source_minor,
             destination_minor,
             paying.last_sequence,
@@ -256,21 +249,20 @@ class Ledger:
             paying.last_log,
             paid.last_log,
         )
-        sequence = self.block.append(body, effects)
-        self.memory.keys[body[:KEY_BYTES]] = sequence
+        sequence = block.next_sequence()
+        self.memory.keys[key] = sequence
         paying.post_outgoing(amount, source_minor, sequence, source_us)
         paid.post_incoming(amount, destination_minor, sequence, destination_us)
         self.counts.completed += 1
-        return RESULT.pack(COMPLETED, 0, 0, 0, source_us, source_minor)
+        write_completed_result(results, source_us, source_minor)
+        return None
 
-    def _answer_known(
-        self, body: bytes, fields: tuple[Any, ...], metadata: bytes, earlier: int
-    ) -> bytes:
+    def _answer_known(self, body: bytes, metadata: bytes, earlier: int) -> bytes:
         """Promise 3, exactly once: the recorded outcome for the same body, a refusal for another.
 
         What a request alone is refused for takes precedence over both.
         """
-        if reason := _request_refusal(fields):
+        if reason := _request_refusal(body):
             return _refused(reason)
         known = read_recorded(self, earlier, body[:KEY_BYTES])
         if known.bodies != body or known.metadata != metadata:
@@ -459,7 +451,7 @@ class Ledger:
 
     def _balance_to_change(self, account: Account, currency: int) -> Balance:
         self.memory.touch(account)
-        return account.balances.get(currency) or self._new_balance(account, currency)
+        return account.balance(currency) or self._new_balance(account, currency)
 
     def _new_balance(self, account: Account, currency: int) -> Balance:
         balance = account.balances[currency] = Balance(currency, self.log_id)
@@ -471,10 +463,20 @@ def _refused(reason: RefusalReason, differing: DifferingField = DifferingField.N
     return RESULT.pack(REFUSED, reason, differing, 0, 0, 0)
 
 
-def _request_refusal(fields: tuple[Any, ...]) -> RefusalReason | None:
+def _status_refusal(source: Account, destination: Account) -> RefusalReason:
+    """Of two accounts that are not both active."""
+    reasons = (
+        status_refusal(source.status, incoming=False),
+        status_refusal(destination.status, incoming=True),
+    )
+    return min(each for each in reasons if each)
+
+
+def _request_refusal(body: bytes) -> RefusalReason | None:
     """The refusals that no record can take precedence over."""
-    if fields[3] <= 0:
+    _, source, destination, amount, _, _, currency, _, _ = BODY.unpack(body)
+    if amount <= 0:
         return RefusalReason.BAD_AMOUNT
-    if fields[_SOURCE] == fields[_DESTINATION]:
+    if source == destination:
         return RefusalReason.SAME_ACCOUNT
-    return None if fields[_CURRENCY] else RefusalReason.UNKNOWN_CURRENCY
+    return None if currency else RefusalReason.UNKNOWN_CURRENCY

@@ -151,7 +151,7 @@ def check_legs(memory: Memory, legs: list[Leg], stamp_us: int) -> Verdict:
         if refusal is not None or account is None:
             refusals.append((refusal or _UNKNOWN[leg.incoming], leg.index))
             continue
-        balance = account.balances.get(leg.currency) or EMPTY
+        balance = account.balance(leg.currency) or EMPTY
         place = leg.account_id, leg.currency
         if leg.incoming:
             course = courses[place] = courses.get(place, 0) + leg.amount_minor
@@ -195,7 +195,7 @@ def posting_time_us(account: Account, import_us: int, stamp_us: int) -> int:
 
 def balance_of(account: Account, currency: int, log_id: int) -> Balance:
     """The account's balance in a currency, made when this is the first of it."""
-    balance = account.balances.get(currency)
+    balance = account.balance(currency)
     if balance is None:
         balance = account.balances[currency] = Balance(currency, log_id)
     return balance

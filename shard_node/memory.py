@@ -89,11 +89,11 @@ class Draft:
         if account.changed_sequence >= self.first_sequence:
             self._account_rows.append(account_row(account))
         for currency, balance in account.balances.items():
-            current = balance.current()
-            if current is None or balance.last_sequence < self.first_sequence:
+            if not balance.first_sequence or balance.last_sequence < self.first_sequence:
                 continue
-            rows = [*balance.closed, current]
-            self._period_rows.extend(period_row(account.account_id, currency, row) for row in rows)
+            for period in balance.closed:
+                self._period_rows.append(period_row(account.account_id, currency, period))
+            self._period_rows.append(balance.row(account.account_id))
             if balance.closed:
                 self._closed.append((balance, len(balance.closed)))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Final
+
+from librt.strings import BytesWriter
 
 from cluster.packed import BODY, METADATA_BYTES_MAX
 from shard_node.records import (
@@ -21,6 +24,9 @@ _CONTENT_BYTES_MAX: Final = BLOCK_BYTES_MAX - HEADER_BYTES - HASH_BYTES
 class OpenBlock:
     """Gathers records and numbers them.
 
+    Records are written one behind the other into one buffer. Who asks for one of them again makes
+    the buffer a *chunk*, so that every byte is copied out once, however often it is read.
+
     Args:
         sequence: of the latest record before it.
 
@@ -28,13 +34,16 @@ class OpenBlock:
         sequence: of the latest record.
         first_sequence: of the first record that the next seal hands over.
         stamp_us: the time of all its records; 0 = no block is open.
+        records: where whoever numbers a record (`next_sequence`) writes its 128 bytes.
     """
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
         self.first_sequence = sequence + 1
         self.stamp_us = 0
-        self._parts: list[bytes] = []
+        self.records = BytesWriter()
+        self._chunks: list[bytes] = []
+        self._chunk_sequences: list[int] = []
         self._heap: list[bytes] = []
         self._heap_bytes = 0
 
@@ -56,9 +65,13 @@ class OpenBlock:
 
     def append(self, body: bytes, effects: bytes) -> int:
         """Adds a record, given as its two halves; returns its sequence."""
+        self.records.write(body)
+        self.records.write(effects)
+        return self.next_sequence()
+
+    def next_sequence(self) -> int:
+        """Numbers the record that is being written; returns its sequence."""
         assert self.stamp_us, "no block is open"
-        self._parts.append(body)
-        self._parts.append(effects)
         self.sequence += 1
         return self.sequence
 
@@ -74,10 +87,13 @@ class OpenBlock:
         stamp_us, self.stamp_us = self.stamp_us, 0
         if not self.count:
             return None
-        records, heap = b"".join(self._parts), b"".join(self._heap)
+        records, heap = self.records.getvalue(), b"".join(self._heap)
+        if self._chunks:
+            records = b"".join(self._chunks) + records
         draft = BlockDraft(self.first_sequence, self.count, stamp_us, records, heap)
         self.first_sequence = self.sequence + 1
-        self._parts, self._heap, self._heap_bytes = [], [], 0
+        self.records, self._heap, self._heap_bytes = BytesWriter(), [], 0
+        self._chunks, self._chunk_sequences = [], []
         return draft
 
     def skip(self, count: int) -> None:
@@ -88,10 +104,15 @@ class OpenBlock:
 
     def read_transfer(self, sequence: int) -> tuple[bytes, bytes]:
         """A transfer's record and metadata, as long as the block is not sealed."""
-        at = 2 * (sequence - self.first_sequence)
-        body, effects = self._parts[at : at + 2]
-        record = body + effects
-        return record, self.read_heap(heap_offset(record), BODY.unpack(body)[7])
+        if len(self.records):
+            chunk = self.records.getvalue()
+            self._chunk_sequences.append(self.sequence + 1 - len(chunk) // RECORD_BYTES)
+            self._chunks.append(chunk)
+            self.records = BytesWriter()
+        place = bisect_right(self._chunk_sequences, sequence) - 1
+        at = (sequence - self._chunk_sequences[place]) * RECORD_BYTES
+        record = self._chunks[place][at : at + RECORD_BYTES]
+        return record, self.read_heap(heap_offset(record), BODY.unpack_from(record)[7])
 
     def read_heap(self, offset: int, length: int) -> bytes:
         """Bytes of its heap."""

@@ -42,7 +42,7 @@ class Poster:
         for leg in legs:
             account = self._account(leg.account_id)
             time_us = posting_time_us(account, leg.import_us, self._block.stamp_us)
-            balance = account.balances.get(leg.currency)
+            balance = account.balance(leg.currency)
             amount = leg.amount_minor if leg.incoming else -leg.amount_minor
             minor = (balance.minor if balance else 0) + amount
             metadata = leg.member.metadata
@@ -69,7 +69,7 @@ class Poster:
         incoming = record[BODY_BYTES] == RecordKind.LEG_INCOMING
         leg = leg_of(Member(record[:BODY_BYTES], 0, 0, b""), incoming=incoming, peer=peer)
         account = self._account(leg.account_id)
-        balance = account.balances.get(leg.currency)
+        balance = account.balance(leg.currency)
         amount = leg.amount_minor if incoming else -leg.amount_minor
         assert (balance.minor if balance else 0) + amount == minor, f"record {sequence}: balance"
         self._apply(leg, account, minor, sequence, time_us, decided_us)

@@ -111,7 +111,7 @@ class AccountHistory:
         self.currency = currency
         self._ledger = ledger
         self._state = store.state
-        balance = account.balances.get(currency)
+        balance = account.balance(currency)
         current = balance.current() if balance else None
         self._recent = [*balance.closed, current] if balance and current else []
         self._starts = [(each.start_us, each.first_sequence) for each in self._recent]

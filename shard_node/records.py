@@ -33,6 +33,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from librt.strings import BytesWriter, write_i64_le
+
 from cluster.packed import BODY, BODY_BYTES
 
 if TYPE_CHECKING:
@@ -110,6 +112,8 @@ class RecordKind(enum.IntEnum):
     FINISHED = 11
     """Transactions that this home committed are posted everywhere."""
 
+
+_TRANSFER: Final = 1  # RecordKind.TRANSFER, as a number that costs no look-up
 
 KEYED: Final = frozenset({RecordKind.TRANSFER, RecordKind.GROUP, RecordKind.COMMITTED})
 """Kinds whose first 24 bytes are a key that they answer for."""
@@ -235,6 +239,35 @@ def unpack_transfer(record: bytes) -> TransferRecord:
 def transfer_of_body(body: bytes) -> TransferRecord:
     """What a body says; of a record of another kind than TRANSFER, whose effects are not these."""
     return unpack_transfer(body[:BODY_BYTES] + bytes(EFFECTS.size))
+
+
+def write_transfer(
+    writer: BytesWriter,
+    body: bytes,
+    heap_offset: int,
+    source_minor: int,
+    destination_minor: int,
+    source_previous: int,
+    destination_previous: int,
+    source_us: int,
+    destination_us: int,
+    source_log: int,
+    destination_log: int,
+) -> None:
+    """Writes the record of a transfer that completed: its body, and what `EFFECTS.pack` would give.
+
+    Word by word, for that costs, compiled, a tenth of packing by format, which makes an object of
+    every number.
+    """
+    writer.write(body)
+    write_i64_le(writer, _TRANSFER | heap_offset << 32)
+    write_i64_le(writer, source_minor)
+    write_i64_le(writer, destination_minor)
+    write_i64_le(writer, source_previous)
+    write_i64_le(writer, destination_previous)
+    write_i64_le(writer, source_us)
+    write_i64_le(writer, destination_us)
+    write_i64_le(writer, source_log | destination_log << 16)
 
 
 def pack_bare_effects(kind: RecordKind, heap_offset: int = 0) -> bytes:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from shard_node.ledger import Batch
+    from shard_node.batch import Batch
 
 CALL_RECORDS_MAX: Final = 256
 """Records of one short call: it must fit the room that a block has left."""

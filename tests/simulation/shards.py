@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.clock import HybridClock
 from cluster.packed import Fate, Outcome, Vote
+from shard_node.batch import Batch
 from shard_node.checkpointer import LocalStateWriter
 from shard_node.crossing import _info
-from shard_node.ledger import Batch
 from shard_node.limits import Limits
 from shard_node.log import MemoryLog
 from shard_node.memory_state import MemoryState
@@ -248,7 +248,7 @@ class Shard(Process):
         def command() -> bytes:
             batch = Batch(body, metadata)
             self.ledger.execute(batch, 1)
-            return batch.results[0]
+            return batch.results.getvalue()
 
         self.apply(command, answer)
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.clock import HybridClock, ManualClock
+from shard_node.batch import Batch
 from shard_node.books import Account, Period
 from shard_node.checkpointer import LocalStateWriter
-from shard_node.ledger import Batch, OpenStatus, StatusChange
+from shard_node.ledger import OpenStatus, StatusChange
 from shard_node.limits import Limits
 from shard_node.log import Log, MemoryLog
 from shard_node.memory_state import MemoryState
@@ -141,7 +142,7 @@ class Rig:
                 self.seal()
             self.begin_block()
             self.ledger.execute(batch, self.ledger.block.room())
-        return [Result(*RESULT.unpack(each)) for each in batch.results]
+        return [Result(*each) for each in RESULT.iter_unpack(batch.results.getvalue())]
 
     def open(
         self, account_id: int, kind: int = PLAYER, floor_minor: int = 0, cap_minor: int = 0

@@ -42,6 +42,7 @@ PURE_CORES = {
     "router.groups",
     "router.results",
     "router.routing",
+    "shard_node.batch",
     "shard_node.books",
     "shard_node.clearing",
     "shard_node.groups",
@@ -59,8 +60,8 @@ PURE_CORES = {
 # All that a pure core may take from outside: no I/O, clock, chance, threads or event loop.
 PURE_TAKES = {
     "__future__", "abc", "bisect", "collections", "contextlib", "copy", "dataclasses", "enum",
-    "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "string",
-    "struct", "types", "typing", "zlib",
+    "functools", "hashlib", "heapq", "itertools", "json", "librt.strings", "math",
+    "mypy_extensions", "operator", "re", "string", "struct", "types", "typing", "zlib",
 }  # fmt: skip
 
 # Messages are data as well; a router's core slices a request in place rather than copy it.
