@@ -101,6 +101,7 @@ AMOUNT_AT: Final = 32
 IMPORT_AT: Final = 48
 CURRENCY_AT: Final = 56
 METADATA_LENGTH_AT: Final = 58
+INDEX_AT: Final = 61
 """Where a body has what the hot path reads of it, one number at a time."""
 
 MEMBER_BODY: Final = struct.Struct("<16s2Qq2QHH3Bx")

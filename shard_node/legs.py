@@ -14,7 +14,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cluster.packed import BODY_BYTES, MEMBER, MEMBER_BODY
+from librt.strings import read_i32_le, read_i64_le
+
+from cluster.packed import (
+    AMOUNT_AT,
+    BODY_BYTES,
+    CURRENCY_AT,
+    DESTINATION_AT,
+    IMPORT_AT,
+    INDEX_AT,
+    MEMBER,
+    METADATA_LENGTH_AT,
+    SOURCE_AT,
+)
 from cluster.refusals import RefusalReason
 from shard_node.books import HOUR_US, Account, Balance
 
@@ -38,9 +50,13 @@ _CLOSED: Final = (RefusalReason.SOURCE_CLOSED, RefusalReason.DESTINATION_CLOSED)
 _FROZEN: Final = (RefusalReason.SOURCE_FROZEN, RefusalReason.DESTINATION_FROZEN)
 
 
-@dataclass(frozen=True, slots=True)
+# Of the values below a transaction makes a dozen. A frozen dataclass sets its fields one by one
+# through `object`, which takes longer than all the checks; so they have initialisers of their own.
+
+
+@dataclass(slots=True, init=False)
 class Member:
-    """One transfer of a group or transaction.
+    """One transfer of a group or transaction. Never changed.
 
     Attributes:
         body: 64 bytes.
@@ -53,10 +69,18 @@ class Member:
     destination_shard: int
     metadata: bytes
 
+    def __init__(
+        self, body: bytes, source_shard: int, destination_shard: int, metadata: bytes
+    ) -> None:
+        self.body = body
+        self.source_shard = source_shard
+        self.destination_shard = destination_shard
+        self.metadata = metadata
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, init=False)
 class Leg:
-    """One account's side of a member.
+    """One account's side of a member. Never changed.
 
     Attributes:
         member: the transfer.
@@ -74,10 +98,26 @@ class Leg:
     index: int
     peer: int
 
+    def __init__(self, member: Member, *, incoming: bool, peer: int) -> None:
+        body = member.body
+        self.member = member
+        self.incoming = incoming
+        self.account_id = read_i64_le(body, DESTINATION_AT if incoming else SOURCE_AT)
+        self.currency = body[CURRENCY_AT] | body[CURRENCY_AT + 1] << 8
+        self.amount_minor = read_i64_le(body, AMOUNT_AT)
+        self.import_us = read_i64_le(body, IMPORT_AT)
+        self.index = body[INDEX_AT]
+        self.peer = peer
 
-@dataclass(frozen=True, slots=True)
+    @property
+    def signed_minor(self) -> int:
+        """What it adds to the balance."""
+        return self.amount_minor if self.incoming else -self.amount_minor
+
+
+@dataclass(slots=True, init=False)
 class Reservation:
-    """What must stay free in a balance for legs to be posted later, minor units.
+    """What must stay free in a balance for legs to be posted later, minor units. Never changed.
 
     Attributes:
         account_id, currency: which balance.
@@ -90,10 +130,16 @@ class Reservation:
     outgoing: int
     incoming: int
 
+    def __init__(self, account_id: int, currency: int, outgoing: int, incoming: int) -> None:
+        self.account_id = account_id
+        self.currency = currency
+        self.outgoing = outgoing
+        self.incoming = incoming
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, init=False)
 class Verdict:
-    """What a check found; fine when there is neither a refusal nor busyness.
+    """What a check found; fine when there is neither a refusal nor busyness. Never changed.
 
     Attributes:
         refusal: the final refusal of highest precedence; None = there is none.
@@ -105,14 +151,22 @@ class Verdict:
     index: int
     busy: bool
 
+    def __init__(self, refusal: RefusalReason | None, index: int, *, busy: bool) -> None:
+        self.refusal = refusal
+        self.index = index
+        self.busy = busy
+
 
 def split_members(members: bytes, metadata: bytes) -> list[Member]:
     """Unpacks members."""
     found: list[Member] = []
     at = 0
-    for body, source_shard, destination_shard in MEMBER.iter_unpack(members):
-        length = MEMBER_BODY.unpack(body)[7]
-        found.append(Member(body, source_shard, destination_shard, metadata[at : at + length]))
+    for start in range(0, len(members), MEMBER.size):
+        body = members[start : start + BODY_BYTES]
+        shards = read_i32_le(members, start + BODY_BYTES)
+        length = body[METADATA_LENGTH_AT] | body[METADATA_LENGTH_AT + 1] << 8
+        own = metadata[at : at + length] if length else b""
+        found.append(Member(body, shards & 0xFFFF, shards >> 16 & 0xFFFF, own))
         at += length
     return found
 
@@ -123,7 +177,7 @@ def local_members(bodies: bytes, metadata: bytes, shard_id: int) -> list[Member]
     at = 0
     for start in range(0, len(bodies), BODY_BYTES):
         body = bodies[start : start + BODY_BYTES]
-        length = MEMBER_BODY.unpack(body)[7]
+        length = body[METADATA_LENGTH_AT] | body[METADATA_LENGTH_AT + 1] << 8
         found.append(Member(body, shard_id, shard_id, metadata[at : at + length]))
         at += length
     return found
@@ -134,9 +188,9 @@ def legs_on(members: list[Member], shard_id: int) -> list[Leg]:
     legs: list[Leg] = []
     for member in members:
         if member.source_shard == shard_id:
-            legs.append(leg_of(member, incoming=False, peer=member.destination_shard))
+            legs.append(Leg(member, incoming=False, peer=member.destination_shard))
         if member.destination_shard == shard_id:
-            legs.append(leg_of(member, incoming=True, peer=member.source_shard))
+            legs.append(Leg(member, incoming=True, peer=member.source_shard))
     return legs
 
 
@@ -144,29 +198,32 @@ def check_legs(memory: Memory, legs: list[Leg], stamp_us: int) -> Verdict:
     """Whether all legs can be posted, one after the other, beside everything that is reserved."""
     refusals: list[tuple[RefusalReason, int]] = []
     courses: dict[tuple[int, int], int] = {}
-    busy = False
+    several, busy = len(legs) > 1, False
     for leg in legs:
         account = memory.account(leg.account_id)
-        refusal = _account_refusal(account, leg, stamp_us)
-        if refusal is not None or account is None:
-            refusals.append((refusal or _UNKNOWN[leg.incoming], leg.index))
-            continue
+        if account is None or account.status != STATUS_ACTIVE or leg.import_us:
+            refusal = _account_refusal(account, leg, stamp_us)
+            if refusal is not None or account is None:
+                refusals.append((refusal or _UNKNOWN[leg.incoming], leg.index))
+                continue
         balance = account.balance(leg.currency) or EMPTY
-        place = leg.account_id, leg.currency
+        course = leg.signed_minor
+        if several:
+            place = leg.account_id, leg.currency
+            course = courses[place] = courses.get(place, 0) + course
         if leg.incoming:
-            course = courses[place] = courses.get(place, 0) + leg.amount_minor
             if balance.minor + course > account.cap_minor:
                 refusals.append((RefusalReason.BALANCE_CAP_EXCEEDED, leg.index))
-            busy |= balance.minor + balance.reserved_incoming + course > account.cap_minor
-        else:
-            course = courses[place] = courses.get(place, 0) - leg.amount_minor
-            if balance.minor + course < account.floor_minor:
-                refusals.append((RefusalReason.INSUFFICIENT_FUNDS, leg.index))
-            busy |= balance.minor - balance.reserved_outgoing + course < account.floor_minor
+            elif balance.minor + balance.reserved_incoming + course > account.cap_minor:
+                busy = True
+        elif balance.minor + course < account.floor_minor:
+            refusals.append((RefusalReason.INSUFFICIENT_FUNDS, leg.index))
+        elif balance.minor - balance.reserved_outgoing + course < account.floor_minor:
+            busy = True
     if refusals:
         reason, index = min(refusals)
         return Verdict(reason, index, busy=False)
-    return Verdict(None, 0, busy)
+    return Verdict(None, 0, busy=busy)
 
 
 def reservations_for(legs: Sequence[Leg]) -> tuple[Reservation, ...]:
@@ -174,14 +231,19 @@ def reservations_for(legs: Sequence[Leg]) -> tuple[Reservation, ...]:
 
     That is how far each balance goes down and up under them, at the most, on the way.
     """
+    if len(legs) == 1:  # as nearly always
+        leg = legs[0]
+        outgoing, incoming = (0, leg.amount_minor) if leg.incoming else (leg.amount_minor, 0)
+        return (Reservation(leg.account_id, leg.currency, outgoing, incoming),)
     courses: dict[tuple[int, int], tuple[int, int, int]] = {}
     for leg in legs:
         place = leg.account_id, leg.currency
         now, lowest, highest = courses.get(place, (0, 0, 0))
-        now += leg.amount_minor if leg.incoming else -leg.amount_minor
+        now += leg.signed_minor
         courses[place] = now, min(lowest, now), max(highest, now)
     return tuple(
-        Reservation(*place, -lowest, highest) for place, (_, lowest, highest) in courses.items()
+        Reservation(account_id, currency, -lowest, highest)
+        for (account_id, currency), (_, lowest, highest) in courses.items()
     )
 
 
@@ -240,12 +302,3 @@ def _account_refusal(account: Account | None, leg: Leg, stamp_us: int) -> Refusa
         return RefusalReason.IMPORT_IN_FUTURE
     late_us = posting_time_us(account, leg.import_us, stamp_us) - leg.import_us
     return RefusalReason.IMPORT_TOO_OLD if late_us > IMPORT_SHIFT_MAX_US else None
-
-
-def leg_of(member: Member, *, incoming: bool, peer: int) -> Leg:
-    """One account's side of a member."""
-    _, source, destination, amount, _, import_us, currency, _, _, index, _ = MEMBER_BODY.unpack(
-        member.body
-    )
-    account_id = destination if incoming else source
-    return Leg(member, incoming, account_id, currency, amount, import_us, index, peer)

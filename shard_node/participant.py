@@ -89,9 +89,9 @@ _BUSY = VOTE.pack(Vote.BUSY, 0, 0)
 _LATE = VOTE.pack(Vote.LATE, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class Request:
-    """A transaction as a message brings it.
+    """A transaction as a message brings it. Never changed.
 
     Attributes:
         header: what concerns it as a whole.
@@ -102,6 +102,11 @@ class Request:
     header: Header
     members: bytes
     metadata: bytes
+
+    def __init__(self, header: Header, members: bytes, metadata: bytes) -> None:
+        self.header = header
+        self.members = members
+        self.metadata = metadata
 
 
 class Participant:
@@ -326,6 +331,9 @@ class Participant:
     # --- small parts ----------------------------------------------------------------------------
 
     def _participants(self, members: list[Member]) -> tuple[int, ...]:
+        if len(members) == 1:  # as nearly always
+            source, destination = members[0].source_shard, members[0].destination_shard
+            return (destination if source == self._shard_id else source,)
         shards = {each.source_shard for each in members}
         shards |= {each.destination_shard for each in members}
         return tuple(sorted(shards - {self._shard_id}))

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cluster.packed import BODY_BYTES
-from shard_node.legs import Member, balance_of, leg_of, posting_time_us
-from shard_node.records import LEG, RecordKind
+from shard_node.legs import EMPTY, Leg, Member, balance_of, posting_time_us
+from shard_node.records import LEG, RecordKind, write_leg
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shard_node.books import Account
     from shard_node.clearing import Clearing
-    from shard_node.legs import Leg
     from shard_node.memory import Memory
     from shard_node.open_block import OpenBlock
 
@@ -39,39 +38,38 @@ class Poster:
         self, legs: Sequence[Leg], transaction_id: bytes, first_source: int, decided_us: int
     ) -> None:
         """Records and applies legs, in their order. They were checked: it cannot fail."""
+        block = self._block
         for leg in legs:
             account = self._account(leg.account_id)
-            time_us = posting_time_us(account, leg.import_us, self._block.stamp_us)
-            balance = account.balance(leg.currency)
-            amount = leg.amount_minor if leg.incoming else -leg.amount_minor
-            minor = (balance.minor if balance else 0) + amount
+            time_us = posting_time_us(account, leg.import_us, block.stamp_us)
+            balance = account.balance(leg.currency) or EMPTY
+            minor = balance.minor + leg.signed_minor
             metadata = leg.member.metadata
-            offset = self._block.add_to_heap(metadata) if metadata else 0
-            kind = RecordKind.LEG_INCOMING if leg.incoming else RecordKind.LEG_OUTGOING
-            effects = LEG.pack(
-                kind | offset << 8,
-                balance.last_log if balance else 0,
+            write_leg(
+                block.records,
+                leg.member.body,
+                RecordKind.LEG_INCOMING if leg.incoming else RecordKind.LEG_OUTGOING,
+                block.add_to_heap(metadata) if metadata else 0,
+                balance.last_log,
                 leg.peer,
                 minor,
-                balance.last_sequence if balance else 0,
+                balance.last_sequence,
                 time_us,
                 decided_us,
                 transaction_id,
                 first_source,
             )
-            sequence = self._block.append(leg.member.body, effects)
-            self._apply(leg, account, minor, sequence, time_us, decided_us)
+            self._apply(leg, account, minor, block.next_sequence(), time_us, decided_us)
 
     def apply_record(self, record: bytes, sequence: int) -> None:
         """Applies a leg's record."""
         fields = LEG.unpack_from(record, BODY_BYTES)
         peer, minor, time_us, decided_us = fields[2], fields[3], fields[5], fields[6]
         incoming = record[BODY_BYTES] == RecordKind.LEG_INCOMING
-        leg = leg_of(Member(record[:BODY_BYTES], 0, 0, b""), incoming=incoming, peer=peer)
+        leg = Leg(Member(record[:BODY_BYTES], 0, 0, b""), incoming=incoming, peer=peer)
         account = self._account(leg.account_id)
-        balance = account.balance(leg.currency)
-        amount = leg.amount_minor if incoming else -leg.amount_minor
-        assert (balance.minor if balance else 0) + amount == minor, f"record {sequence}: balance"
+        balance = account.balance(leg.currency) or EMPTY
+        assert balance.minor + leg.signed_minor == minor, f"record {sequence}: balance"
         self._apply(leg, account, minor, sequence, time_us, decided_us)
 
     def _apply(
@@ -80,11 +78,12 @@ class Poster:
         self._memory.touch(account)
         self._memory.legs += 1
         balance = balance_of(account, leg.currency, self._shard_id)
-        post = balance.post_incoming if leg.incoming else balance.post_outgoing
-        post(leg.amount_minor, minor, sequence, time_us)
+        if leg.incoming:
+            balance.post_incoming(leg.amount_minor, minor, sequence, time_us)
+        else:
+            balance.post_outgoing(leg.amount_minor, minor, sequence, time_us)
         if leg.peer != self._shard_id:
-            owed = -leg.amount_minor if leg.incoming else leg.amount_minor
-            self._clearing.post((leg.peer, leg.currency), owed, decided_us)
+            self._clearing.post((leg.peer, leg.currency), -leg.signed_minor, decided_us)
 
     def _account(self, account_id: int) -> Account:
         account = self._memory.account(account_id)

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Final
 
 from librt.strings import BytesWriter, write_i64_le
 
-from cluster.packed import BODY, BODY_BYTES
+from cluster.packed import BODY, BODY_BYTES, KEY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +115,7 @@ class RecordKind(enum.IntEnum):
 
 _TRANSFER: Final = 1  # RecordKind.TRANSFER, as a number that costs no look-up
 
-KEYED: Final = frozenset({RecordKind.TRANSFER, RecordKind.GROUP, RecordKind.COMMITTED})
+KEYED: Final = bytes((RecordKind.TRANSFER, RecordKind.GROUP, RecordKind.COMMITTED))
 """Kinds whose first 24 bytes are a key that they answer for."""
 
 
@@ -270,6 +270,32 @@ def write_transfer(
     write_i64_le(writer, source_log | destination_log << 16)
 
 
+def write_leg(
+    writer: BytesWriter,
+    body: bytes,
+    kind: int,
+    heap_offset: int,
+    previous_log: int,
+    peer: int,
+    minor: int,
+    previous: int,
+    time_us: int,
+    decided_us: int,
+    transaction_id: bytes,
+    first_source: int,
+) -> None:
+    """Writes the record of a leg: its body, and what `LEG.pack` would give; as `write_transfer`."""
+    writer.write(body)
+    word = kind | heap_offset << 8 | previous_log << 32 | peer << 48
+    write_i64_le(writer, word if word < 2**63 else word - 2**64)
+    write_i64_le(writer, minor)
+    write_i64_le(writer, previous)
+    write_i64_le(writer, time_us)
+    write_i64_le(writer, decided_us)
+    writer.write(transaction_id)
+    write_i64_le(writer, first_source)
+
+
 def pack_bare_effects(kind: RecordKind, heap_offset: int = 0) -> bytes:
     """The effects half of a record that is no transfer: its kind and where its text lies."""
     return EFFECTS.pack(kind, 0, heap_offset, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -347,9 +373,15 @@ def check_follows(before: Block | None, block: Block) -> None:
         )
 
 
-def is_keyed(record: bytes) -> bool:
-    """Whether the first 24 bytes of a record are a key that it answers for."""
-    return record[BODY_BYTES] in KEYED
+def key_rows(draft: BlockDraft) -> list[bytes]:
+    """The rows that a block adds to the key index: 24 bytes of key and 8 of sequence each."""
+    rows: list[bytes] = []
+    records, sequence = draft.records, draft.first_sequence
+    for at in range(0, len(records), RECORD_BYTES):
+        if records[at + BODY_BYTES] in KEYED:
+            rows.append(records[at : at + KEY_BYTES] + sequence.to_bytes(8, "little"))
+        sequence += 1
+    return rows
 
 
 def heap_offset(record: bytes) -> int:

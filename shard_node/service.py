@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from cluster.packed import BATCH_TRANSFERS_MAX, BODY, BODY_BYTES, METADATA_BYTES_MAX
+from cluster.packed import BATCH_TRANSFERS_MAX, BODY_BYTES
 from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY, Fault
 from doubloon.v1 import (
     admin_service_pb2,
@@ -20,6 +20,7 @@ from shard_node.books import BALANCE_MAX_MINOR, HOUR_US
 from shard_node.crossing import CrossingServicer
 from shard_node.faults import as_fault, bad_request
 from shard_node.queries import AccountHistory, StatementRequest, statement
+from shard_node.unpacking import check_bodies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,11 +96,7 @@ class ShardServicer(CrossingServicer):
             raise bad_request(
                 "bodies", f"{len(bodies)} bytes are not 1 … {BATCH_TRANSFERS_MAX} bodies"
             )
-        lengths = [fields[7] for fields in BODY.iter_unpack(bodies)]
-        if max(lengths) > METADATA_BYTES_MAX:
-            raise bad_request("bodies", f"one has more than {METADATA_BYTES_MAX} bytes of metadata")
-        if len(metadata) != sum(lengths):
-            raise bad_request("metadata", "does not have the length that the bodies say")
+        check_bodies(bodies, metadata)
         try:
             results = await self._engine.execute(bodies, metadata)
         except errors.ShardNodeError as error:

@@ -40,7 +40,7 @@ from shard_node.books import (
     read_period_row,
 )
 from shard_node.log import drop_from_page_cache, missing_bytes
-from shard_node.records import HASH_BYTES, is_keyed, records_of
+from shard_node.records import HASH_BYTES, key_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -66,7 +66,7 @@ _CHECKPOINT: Final = struct.Struct(f"<2H16s3Qq{HASH_BYTES}s")
 _CHECKPOINT_KEY: Final = b"checkpoint"
 _FORMAT: Final = 1
 _CRC: Final = struct.Struct("<I")
-_SEQUENCE: Final = struct.Struct("<Q")
+_SEQUENCE: Final = struct.Struct("<Q")  # as `records.key_rows` writes it
 _CURRENCY_MAX: Final = 0xFFFF
 _UINT64_MAX: Final = 2**64 - 1
 
@@ -377,8 +377,9 @@ class StateFile:
             ):
                 sealed = sorted((key, seal_row(key, value)) for key, value in rows)
                 txn.cursor(db=table).putmulti(sealed)
-            keys = sorted(keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence))
-            txn.cursor(db=self.keys).putmulti(keys)
+            keys = keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence)
+            keys.sort()
+            txn.cursor(db=self.keys).putmulti((row[:KEY_BYTES], row[KEY_BYTES:]) for row in keys)
             txn.put(_CHECKPOINT_KEY, checkpoint.pack(), db=self.meta)
 
     def used_bytes(self) -> int:
@@ -392,14 +393,14 @@ class StateFile:
         self.env.close()
 
 
-def keys_in_log(log: Log, first_sequence: int, sequence: int) -> Iterator[Row]:
-    """The rows of `keys` for the durable transfers from one record to another, both inclusive."""
+def keys_in_log(log: Log, first_sequence: int, sequence: int) -> list[bytes]:
+    """The rows of `keys`, key and value joined, for the durable records from one to another."""
+    rows: list[bytes] = []
     for block in log.blocks(first_sequence):
         if block.draft.first_sequence > sequence:
-            return
-        for at, record in enumerate(records_of(block.draft), block.draft.first_sequence):
-            if is_keyed(record):
-                yield record[:KEY_BYTES], _SEQUENCE.pack(at)
+            break
+        rows += key_rows(block.draft)
+    return rows
 
 
 def read_key_row(value: bytes) -> int:

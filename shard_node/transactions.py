@@ -46,7 +46,10 @@ Row = tuple[bytes, bytes | None]
 """A state row; None deletes it."""
 
 
-@dataclass(frozen=True, slots=True)
+# Initialisers of their own: see `legs`. None of these values is ever changed.
+
+
+@dataclass(slots=True, init=False)
 class Header:
     """A transaction, as every message about it names it.
 
@@ -64,6 +67,20 @@ class Header:
     home: int
     members_count: int
 
+    def __init__(
+        self,
+        transaction_id: bytes,
+        deadline_us: int,
+        first_source: int,
+        home: int,
+        members_count: int,
+    ) -> None:
+        self.transaction_id = transaction_id
+        self.deadline_us = deadline_us
+        self.first_source = first_source
+        self.home = home
+        self.members_count = members_count
+
     @classmethod
     def unpack(cls, packed: bytes) -> Header:
         """From its 40 bytes."""
@@ -80,7 +97,7 @@ class Header:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class Prepared:
     """A transaction prepared here.
 
@@ -103,8 +120,28 @@ class Prepared:
     legs: tuple[Leg, ...]
     reservations: tuple[Reservation, ...]
 
+    def __init__(
+        self,
+        header: Header,
+        since_us: int,
+        key: bytes,
+        size: int,
+        members: bytes,
+        metadata: bytes,
+        legs: tuple[Leg, ...],
+        reservations: tuple[Reservation, ...],
+    ) -> None:
+        self.header = header
+        self.since_us = since_us
+        self.key = key
+        self.size = size
+        self.members = members
+        self.metadata = metadata
+        self.legs = legs
+        self.reservations = reservations
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, init=False)
 class Decided:
     """A transaction committed here.
 
@@ -120,6 +157,15 @@ class Decided:
     key: bytes
     size: int
     participants: tuple[int, ...]
+
+    def __init__(
+        self, header: Header, decided_us: int, key: bytes, size: int, participants: tuple[int, ...]
+    ) -> None:
+        self.header = header
+        self.decided_us = decided_us
+        self.key = key
+        self.size = size
+        self.participants = participants
 
     @property
     def since_us(self) -> int:
