@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
@@ -39,9 +39,11 @@ from shard_node.unpacking import (
     transaction_ids_of,
     votes_of,
 )
-from shard_node.work import RECORDS_PER_MEMBER
+from shard_node.work import CALL_RECORDS_MAX, RECORDS_PER_MEMBER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shard_node.currencies import Currencies
     from shard_node.engine import Engine
     from shard_node.transactions import Decided
@@ -58,6 +60,8 @@ FINISH_IDS: Final = 1_024
 
 AUDIT_AGE_MAX_US: Final = 60 * SECOND_US
 """How long ago the time of an audit may be; positions are kept twice as long by the second."""
+
+ItemT = TypeVar("ItemT")
 
 Context = Any  # grpc.aio.ServicerContext, generic in what handlers do not use
 
@@ -102,10 +106,9 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         )
         members = sum(each.header.members_count for each in requests)
         room = self._engine.has_room(RECORDS_PER_MEMBER * members + len(requests))
-        prepare = self._engine.ledger.participant.prepare
-        calls = [partial(prepare, each, room=room) for each in requests]
+        prepare = partial(self._engine.ledger.participant.prepare_all, room=room)
         records = [1 + each.header.members_count for each in requests]
-        votes = await self._finish(calls, records)
+        votes = await self._finish_some(prepare, requests, records)
         return shard_service_pb2.PrepareResponse(votes=votes, clock_us=self._engine.clock_us)
 
     async def CommitHome(  # noqa: N802 - the contract's name
@@ -122,13 +125,13 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
             self._engine.clock_us,
         )
         votes = votes_of(request.votes, requests)
-        commit = self._engine.ledger.participant.commit_home
         records = [1 + RECORDS_PER_MEMBER * each.header.members_count for each in requests]
         # It ends what others have prepared, so load does not refuse it; but nothing was promised
         # of the home's own part, so lack of space does.
         room = self._engine.has_space(sum(records))
-        calls = [partial(commit, *each, room=room) for each in zip(requests, votes, strict=True)]
-        answers = await self._finish(calls, records)
+        commit = partial(self._engine.ledger.participant.commit_home_all, room=room)
+        asked = list(zip(requests, votes, strict=True))
+        answers = await self._finish_some(commit, asked, records)
         return shard_service_pb2.CommitHomeResponse(answers=answers, clock_us=self._engine.clock_us)
 
     async def CommitPrepared(  # noqa: N802 - the contract's name
@@ -140,9 +143,8 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         decisions = decisions_of(request.decisions, "decisions")
         participant, table = self._engine.ledger.participant, self._engine.ledger.transactions
         prepared = [table.prepared.get(transaction_id) for transaction_id, _ in decisions]
-        calls = [partial(participant.commit_prepared, *each) for each in decisions]
         records = [1 + (len(each.legs) if each else 0) for each in prepared]
-        await self._finish(calls, records)
+        await self._finish_some(participant.commit_prepared_all, decisions, records)
         return shard_service_pb2.CommitPreparedResponse(clock_us=self._engine.clock_us)
 
     async def AbortPrepared(  # noqa: N802 - the contract's name
@@ -282,6 +284,21 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
                 break
             await asyncio.sleep(0)
         return shard_service_pb2.ListCrossingsResponse(crossings=found[:CROSSINGS_MAX])
+
+    async def _finish_some(
+        self, call: Callable[[list[ItemT]], bytes], items: list[ItemT], records: list[int]
+    ) -> bytes:
+        """As `_finish`, for a call that takes many: as many at once as one turn may have."""
+        calls: list[Any] = []
+        sums: list[int] = []
+        start, total = 0, 0
+        for at, count in enumerate(records):
+            if total + count > CALL_RECORDS_MAX and at > start:
+                calls.append(partial(call, items[start:at]))
+                sums.append(total)
+                start, total = at, 0
+            total += count
+        return await self._finish([*calls, partial(call, items[start:])], [*sums, total])
 
     async def _finish(self, calls: list[Any], records: list[int]) -> bytes:
         try:

@@ -147,10 +147,21 @@ class Memory:
             self.accounts[account_id] = account
         return account
 
-    def find_key(self, key: bytes) -> int | None:
-        """The sequence of the record under a transfer's key; None = none so far."""
+    def find_key(self, key: bytes, stored: dict[bytes, int] | None = None) -> int | None:
+        """The sequence of the record under a transfer's key; None = none so far.
+
+        Args:
+            key: 24 bytes.
+            stored: what `find_stored` told in this turn, for this key among others.
+        """
         recent = self.keys.get(key) or self.draft_keys.get(key)
-        return recent or self._store.find_keys([key]).get(key)
+        if recent:
+            return recent
+        return (self.find_stored([key]) if stored is None else stored).get(key)
+
+    def find_stored(self, keys: list[bytes]) -> dict[bytes, int]:
+        """Those of `keys` that the latest committed checkpoint knows, with their sequences."""
+        return self._store.find_keys(keys)
 
     def touch(self, account: Account) -> None:
         """Must be called before an account changes: see the module's docstring."""

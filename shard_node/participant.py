@@ -140,6 +140,10 @@ class Participant:
 
     # --- commands -------------------------------------------------------------------------------
 
+    def prepare_all(self, requests: list[Request], *, room: bool) -> bytes:
+        """`prepare`, one after the other; returns the votes."""
+        return b"".join([self.prepare(each, room=room) for each in requests])
+
     def prepare(self, request: Request, *, room: bool) -> bytes:
         """Votes; `room` = there is space for new work. Returns a packed vote."""
         header, table, now_us = request.header, self._transactions, self._block.stamp_us
@@ -165,8 +169,22 @@ class Participant:
         self._enter_prepared(request, legs, now_us)
         return _YES
 
+    def commit_home_all(
+        self, asked: list[tuple[Request, tuple[int, int, int]]], *, room: bool
+    ) -> bytes:
+        """`commit_home`, one after the other, keys looked for at once; returns the answers."""
+        keys = [request.members[:KEY_BYTES] for request, _ in asked]
+        stored = self._memory.find_stored(keys)
+        answers = [self.commit_home(*each, room=room, stored=stored) for each in asked]
+        return b"".join(answers)
+
     def commit_home(
-        self, request: Request, vote: tuple[int, int, int], *, room: bool = True
+        self,
+        request: Request,
+        vote: tuple[int, int, int],
+        *,
+        room: bool = True,
+        stored: dict[bytes, int] | None = None,
     ) -> bytes:
         """Decides a transaction; returns a packed answer.
 
@@ -174,11 +192,12 @@ class Participant:
             request: with all members.
             vote: the participants' (Vote, RefusalReason, index), YES or NO.
             room: whether there is space for new work: what the home posts was not promised before.
+            stored: what the latest checkpoint knows of its key; None = it was not asked yet.
         """
         header, table, now_us = request.header, self._transactions, self._block.stamp_us
         members = split_members(request.members, request.metadata)
         key = members[0].body[:KEY_BYTES]
-        sequence = self._memory.find_key(key)
+        sequence = self._memory.find_key(key, stored)
         if sequence is not None:
             return self._answer_known(request, members, read_recorded(self._reader, sequence, key))
         if vote[0] == Vote.NO:
@@ -214,6 +233,12 @@ class Participant:
             transaction_id=header.transaction_id,
             unposted=True,
         )
+
+    def commit_prepared_all(self, decisions: list[tuple[bytes, int]]) -> bytes:
+        """`commit_prepared`, one after the other; returns nothing."""
+        for transaction_id, decided_us in decisions:
+            self.commit_prepared(transaction_id, decided_us)
+        return b""
 
     def commit_prepared(self, transaction_id: bytes, decided_us: int) -> None:
         """Posts what was prepared; nothing when it was posted before."""

@@ -139,9 +139,14 @@ class AnswersKeyForFate(Mutant):
     """An attempt that lost hears that the key is committed, and takes it for its own."""
 
     def commit_home(
-        self, request: Request, vote: tuple[int, int, int], *, room: bool = True
+        self,
+        request: Request,
+        vote: tuple[int, int, int],
+        *,
+        room: bool = True,
+        stored: dict[bytes, int] | None = None,
     ) -> bytes:
-        answer = super().commit_home(request, vote, room=room)
+        answer = super().commit_home(request, vote, room=room, stored=stored)
         fields = list(ANSWER.unpack(answer))
         if vote[0] == Vote.YES and fields[:2] == [Fate.ABORTED, Outcome.COMMITTED]:
             fields[0], fields[6] = Fate.COMMITTED, True
