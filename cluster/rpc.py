@@ -240,7 +240,7 @@ class GuardedServer(grpc.aio.Server):
         """Take no new calls, and end those in progress after so many seconds."""
         await self._inner.stop(grace)
 
-    async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in grpc
         """Wait until it has stopped."""
         return await self._inner.wait_for_termination(timeout)
 
