@@ -77,6 +77,13 @@ DEADLINE_GRACE_S: Final = 0.01
 # Transactions for which something is done in one turn of the loop: some 4 ms of it.
 TURN_MAX: Final = 1_024
 
+# Taken from its enumeration, a member costs ten times what a global does (CPython 3.11).
+_ENDED: Final = State.ENDED
+_PREPARING: Final = State.PREPARING
+_WAITING: Final = State.WAITING
+_COMMITTED: Final = Fate.COMMITTED
+_REFUSED: Final = Outcome.REFUSED
+
 X = TypeVar("X")
 
 _LOG = structlog.stdlib.get_logger("rounds")
@@ -201,7 +208,7 @@ class Rounds:
         finally:
             # Also when the caller went away: whatever nobody waits for any more is told so.
             for item in items:
-                if not item.is_answered and not item.is_settled:
+                if not item.is_settled and not item.is_answered:
                     self._apply(item, item.deadline())
         return b"".join(job.results)
 
@@ -227,28 +234,28 @@ class Rounds:
     def _apply(self, item: Item, actions: Actions) -> None:
         """Do what a transaction's event called for."""
         for action in actions:
-            # Not `match`, which takes three times as long; the most frequent come first.
-            if isinstance(action, CommitPrepared):
+            # Neither `match` nor `isinstance`, which take several times as long.
+            if type(action) is CommitPrepared:
                 item.decision = action.decision
                 for shard in action.shards:
                     self._post_lane(shard).put(item)
-            elif isinstance(action, CommitHome):
+            elif type(action) is CommitHome:
                 item.vote_asked = action.vote
                 self._home_lane(item.home, item.topology_version).put(item, item.size)
-            elif isinstance(action, Answer):
+            elif type(action) is Answer:
                 self._answer(item, action.result)
-            elif isinstance(action, Finish):
+            elif type(action) is Finish:
                 self._finish_lane(item.home).put(item.transaction_id)
-            elif isinstance(action, Prepare):
+            elif type(action) is Prepare:
                 for shard in item.participants:
                     self._prepare_lane(shard, item.topology_version).put(item, item.size)
-            elif isinstance(action, AbortPrepared):
+            elif type(action) is AbortPrepared:
                 for shard in action.shards:
                     self._abort_lane(shard).put(action.transaction)
             else:
-                assert isinstance(action, Retry), "every action is known"
+                assert type(action) is Retry, "every action is known"
                 self.counters.busy += 1
-        if item.state is State.ENDED and not item.is_settled:
+        if item.state is _ENDED and not item.is_settled:
             self._settle(item)
 
     def _answer(self, item: Item, result: bytes) -> None:
@@ -271,7 +278,7 @@ class Rounds:
         """Begin anew, after a pause, those of the items that wait for it."""
         by_attempts: dict[int, list[Item]] = {}
         for item in items:
-            if item.state is State.WAITING and not item.is_settled:
+            if item.state is _WAITING and not item.is_settled:
                 by_attempts.setdefault(item.attempts, []).append(item)
         for attempts, waiting in by_attempts.items():
             pause_s = min(RETRY_FIRST_S * 2 ** (attempts - 1), RETRY_MAX_S)
@@ -280,7 +287,7 @@ class Rounds:
             )
 
     def _retry(self, items: list[Item]) -> None:
-        waiting = [item for item in items if item.state is State.WAITING]
+        waiting = [item for item in items if item.state is _WAITING]
         version = self._shards.topology.version
         self._begin(item for item in waiting if item.topology_version == version)
         for item in waiting:
@@ -292,7 +299,7 @@ class Rounds:
 
     async def _prepare(self, shard: int, version: int, batch: list[Item]) -> bool:
         """PREPARE; what has ended while it waited is left out."""
-        batch = [item for item in batch if item.state is State.PREPARING]
+        batch = [item for item in batch if item.state is _PREPARING]
         if not batch:
             return True
         self._count_round()
@@ -390,7 +397,7 @@ class Rounds:
         except IllegalTransition as error:
             self._give_up(item, error)
             return
-        if actions or item.state is State.ENDED:
+        if actions or item.state is _ENDED:
             self._apply(item, actions)
 
     # --- lanes ----------------------------------------------------------------------------------
@@ -444,9 +451,9 @@ class Rounds:
             self.counters.rounds += 1
 
     def _count_outcome(self, fate: int, outcome: int) -> None:
-        if fate == Fate.COMMITTED:
+        if fate == _COMMITTED:
             self.counters.committed += 1
-        elif outcome == Outcome.REFUSED:
+        elif outcome == _REFUSED:
             self.counters.refused += 1
 
 

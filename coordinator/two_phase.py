@@ -148,12 +148,48 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], frozenset[State]]] = {
 """Every legal transition: state and event → the states that may follow."""
 
 
+# The same, by state and then by event: found without making a pair.
+_AFTERS: Final = {
+    state: {event: afters for (before, event), afters in TRANSITIONS.items() if before is state}
+    for state in State
+}
+
+
 class IllegalTransition(Exception):  # noqa: N818 - it says what happened
     """An event that cannot occur in this state; nothing was changed."""
 
 
 HomeAnswer = tuple[int, int, int, int, int, int, int, int, int, int, bytes]
 """An unpacked `cluster.packed.ANSWER`."""
+
+# Taken from its enumeration, a member costs ten times what a global does (CPython 3.11); one
+# transaction needs some forty.
+_DECIDING: Final = State.DECIDING
+_DECIDING_UNHEARD: Final = State.DECIDING_UNHEARD
+_ENDED: Final = State.ENDED
+_FOLLOWING: Final = State.FOLLOWING
+_INQUIRING: Final = State.INQUIRING
+_POSTING: Final = State.POSTING
+_POSTING_UNHEARD: Final = State.POSTING_UNHEARD
+_PREPARING: Final = State.PREPARING
+_WAITING: Final = State.WAITING
+_EVENT_BEGIN: Final = Event.BEGIN
+_EVENT_DEADLINE: Final = Event.DEADLINE
+_EVENT_HOME_ANSWER: Final = Event.HOME_ANSWER
+_EVENT_HOME_UNKNOWN: Final = Event.HOME_UNKNOWN
+_EVENT_POSTED: Final = Event.POSTED
+_EVENT_POST_UNKNOWN: Final = Event.POST_UNKNOWN
+_EVENT_UNREACHED: Final = Event.UNREACHED
+_EVENT_VOTE: Final = Event.VOTE
+_VOTE_NO: Final = Vote.NO
+_VOTE_YES: Final = Vote.YES
+_FATE_ABORTED: Final = Fate.ABORTED
+_FATE_COMMITTED: Final = Fate.COMMITTED
+_OUTCOME_COMMITTED: Final = Outcome.COMMITTED
+_OUTCOME_REFUSED: Final = Outcome.REFUSED
+_STATUS_COMMITTED_POSTING: Final = Status.COMMITTED_POSTING
+_STATUS_COMPLETED: Final = Status.COMPLETED
+_STATUS_REFUSED: Final = Status.REFUSED
 
 _INQUIRY_REASON: Final = RefusalReason.UNKNOWN_CURRENCY
 
@@ -201,7 +237,7 @@ class Transaction:
     def __init__(self, home: int, participants: tuple[int, ...]) -> None:
         self.home = home
         self.participants = participants
-        self.state = State.WAITING
+        self.state = _WAITING
         self.transaction_id = b""
         self.deadline_us = 0
         self._awaited: list[int] = []  # participants that have yet to answer
@@ -215,13 +251,13 @@ class Transaction:
     @property
     def is_answered(self) -> bool:
         """Whether the client has heard."""
-        return self.state >= State.DECIDING_UNHEARD
+        return self.state >= _DECIDING_UNHEARD
 
     # --- events ---------------------------------------------------------------------------------
 
     def begin(self, transaction_id: bytes, deadline_us: int) -> Actions:
         """A new attempt, with an id of its own."""
-        self._go(Event.BEGIN, State.PREPARING)
+        self._go(_EVENT_BEGIN, _PREPARING)
         self.transaction_id = transaction_id
         self.deadline_us = deadline_us
         self._awaited = list(self.participants)
@@ -237,99 +273,99 @@ class Transaction:
         precedence is known. BUSY is final but for what is in doubt: its participant has found
         nothing else to refuse.
         """
-        if self.state is State.ENDED:
-            return self._ignore(Event.VOTE)
-        self._check_awaited(Event.VOTE, shard)
-        if vote == Vote.YES:
-            return self._count_vote(Event.VOTE, shard)
+        if self.state is _ENDED:
+            return self._ignore(_EVENT_VOTE)
+        self._check_awaited(_EVENT_VOTE, shard)
+        if vote == _VOTE_YES:
+            return self._count_vote(_EVENT_VOTE, shard)
         held = tuple(each for each in self._held if each != shard)
-        if vote == Vote.NO:
+        if vote == _VOTE_NO:
             refusal = min(self._refusal, (reason, index))
-            return self._count_vote(Event.VOTE, shard, held, refusal)
-        return self._count_vote(Event.VOTE, shard, held, undecidable=True)
+            return self._count_vote(_EVENT_VOTE, shard, held, refusal)
+        return self._count_vote(_EVENT_VOTE, shard, held, undecidable=True)
 
     def unreached(self, shard: int) -> Actions:
         """A participant has not answered PREPARE; it may have reserved."""
-        if self.state is State.ENDED:
-            return self._ignore(Event.UNREACHED)
-        self._check_awaited(Event.UNREACHED, shard)
-        return self._count_vote(Event.UNREACHED, shard, undecidable=True)
+        if self.state is _ENDED:
+            return self._ignore(_EVENT_UNREACHED)
+        self._check_awaited(_EVENT_UNREACHED, shard)
+        return self._count_vote(_EVENT_UNREACHED, shard, undecidable=True)
 
     def home_answer(self, answer: HomeAnswer) -> Actions:
         """The home has answered COMMIT: this attempt's fate, and the key's outcome."""
-        if self.state is State.ENDED:
-            return self._ignore(Event.HOME_ANSWER)
+        if self.state is _ENDED:
+            return self._ignore(_EVENT_HOME_ANSWER)
         fate, outcome = answer[0], answer[1]
-        if outcome == Outcome.COMMITTED:
-            if fate == Fate.COMMITTED:
+        if outcome == _OUTCOME_COMMITTED:
+            if fate == _FATE_COMMITTED:
                 return self._committed(answer)
-            if fate == Fate.ABORTED:
+            if fate == _FATE_ABORTED:
                 return self._committed_by_another(answer)
-        elif fate == Fate.ABORTED:
-            if outcome == Outcome.REFUSED and not self._is_no_news(answer):
+        elif fate == _FATE_ABORTED:
+            if outcome == _OUTCOME_REFUSED and not self._is_no_news(answer):
                 return self._refused(answer)
-            return self._aborted(Event.HOME_ANSWER)
+            return self._aborted(_EVENT_HOME_ANSWER)
         raise IllegalTransition(f"home answered fate {fate}, outcome {outcome}")
 
     def home_unknown(self) -> Actions:
         """The home has not answered. Asked again it says the same, so it is; an inquiry is not."""
         match self.state:
             case State.DECIDING:
-                self._go(Event.HOME_UNKNOWN, State.DECIDING)
+                self._go(_EVENT_HOME_UNKNOWN, _DECIDING)
                 return self._vote
             case State.INQUIRING:
-                return self._aborted(Event.HOME_UNKNOWN)
+                return self._aborted(_EVENT_HOME_UNKNOWN)
             case _:
-                self._go(Event.HOME_UNKNOWN, State.ENDED)
+                self._go(_EVENT_HOME_UNKNOWN, _ENDED)
                 return _NOTHING
 
     def posted(self, shard: int) -> Actions:
         """A participant has posted what was committed."""
         state = self.state
-        if state is State.ENDED:
-            return self._ignore(Event.POSTED)
-        self._check_awaited(Event.POSTED, shard)
+        if state is _ENDED:
+            return self._ignore(_EVENT_POSTED)
+        self._check_awaited(_EVENT_POSTED, shard)
         if len(self._awaited) > 1:
-            self._go(Event.POSTED, state)
+            self._go(_EVENT_POSTED, state)
             self._awaited.remove(shard)
             return _NOTHING
-        self._go(Event.POSTED, State.ENDED)
+        self._go(_EVENT_POSTED, _ENDED)
         self._awaited = []
-        if state is State.POSTING:
-            return Answer(self._completed(Status.COMPLETED)), _FINISH
-        if state is State.FOLLOWING:
-            return (Answer(self._completed(Status.COMPLETED)),)
+        if state is _POSTING:
+            return Answer(self._completed(_STATUS_COMPLETED)), _FINISH
+        if state is _FOLLOWING:
+            return (Answer(self._completed(_STATUS_COMPLETED)),)
         return (_FINISH,)
 
     def post_unknown(self, shard: int) -> Actions:
         """A participant has not said that it posted. While somebody waits, it is told again."""
         state = self.state
-        if state is State.ENDED:
-            return self._ignore(Event.POST_UNKNOWN)
-        self._check_awaited(Event.POST_UNKNOWN, shard)
-        if state is State.POSTING_UNHEARD:
-            self._go(Event.POST_UNKNOWN, State.ENDED)
+        if state is _ENDED:
+            return self._ignore(_EVENT_POST_UNKNOWN)
+        self._check_awaited(_EVENT_POST_UNKNOWN, shard)
+        if state is _POSTING_UNHEARD:
+            self._go(_EVENT_POST_UNKNOWN, _ENDED)
             return _NOTHING
-        self._go(Event.POST_UNKNOWN, state)
+        self._go(_EVENT_POST_UNKNOWN, state)
         return (CommitPrepared(self._decision, (shard,)),)
 
     def deadline(self) -> Actions:
         """The client's time is over: it hears what is known, which is never more than is true."""
         match self.state:
             case State.PREPARING | State.INQUIRING:
-                self._go(Event.DEADLINE, State.ENDED)
+                self._go(_EVENT_DEADLINE, _ENDED)
                 return Answer(NOT_IN_TIME), *self._abort()
             case State.DECIDING:
-                self._go(Event.DEADLINE, State.DECIDING_UNHEARD)
+                self._go(_EVENT_DEADLINE, _DECIDING_UNHEARD)
                 return (Answer(NOT_KNOWN_IN_TIME),)
             case State.POSTING:
-                self._go(Event.DEADLINE, State.POSTING_UNHEARD)
-                return (Answer(self._completed(Status.COMMITTED_POSTING)),)
+                self._go(_EVENT_DEADLINE, _POSTING_UNHEARD)
+                return (Answer(self._completed(_STATUS_COMMITTED_POSTING)),)
             case State.FOLLOWING:
-                self._go(Event.DEADLINE, State.ENDED)
-                return (Answer(self._completed(Status.COMMITTED_POSTING)),)
+                self._go(_EVENT_DEADLINE, _ENDED)
+                return (Answer(self._completed(_STATUS_COMMITTED_POSTING)),)
             case _:
-                self._go(Event.DEADLINE, State.ENDED)
+                self._go(_EVENT_DEADLINE, _ENDED)
                 return (Answer(NOT_IN_TIME),)
 
     # --- what follows from answers --------------------------------------------------------------
@@ -348,13 +384,13 @@ class Transaction:
         undecidable = undecidable or self._undecidable
         is_last = len(self._awaited) == 1
         if not is_last:
-            after, actions = State.PREPARING, _NOTHING
+            after, actions = _PREPARING, _NOTHING
         elif undecidable:
-            after, actions = State.INQUIRING, _INQUIRE
+            after, actions = _INQUIRING, _INQUIRE
         elif refusal is _NO_REFUSAL:
-            after, actions = State.DECIDING, _COMMIT
+            after, actions = _DECIDING, _COMMIT
         else:
-            after, actions = State.DECIDING, (CommitHome(VOTE.pack(Vote.NO, *refusal)),)
+            after, actions = _DECIDING, (CommitHome(VOTE.pack(_VOTE_NO, *refusal)),)
         self._go(event, after)
         self._awaited.remove(shard)
         if held is not None:
@@ -369,14 +405,14 @@ class Transaction:
         if self._vote is not _COMMIT:
             raise IllegalTransition("the home has committed what it was told not to")
         state, unposted = self.state, answer[6]
-        unheard = state is State.DECIDING_UNHEARD
+        unheard = state is _DECIDING_UNHEARD
         result = (0, answer[7], answer[8])
         if not unposted:
             # It was committed when asked before, and a sweep has finished it since.
-            self._go(Event.HOME_ANSWER, State.ENDED)
+            self._go(_EVENT_HOME_ANSWER, _ENDED)
             self._result = result
-            return _NOTHING if unheard else (Answer(self._completed(Status.COMPLETED)),)
-        self._go(Event.HOME_ANSWER, State.POSTING_UNHEARD if unheard else State.POSTING)
+            return _NOTHING if unheard else (Answer(self._completed(_STATUS_COMPLETED)),)
+        self._go(_EVENT_HOME_ANSWER, _POSTING_UNHEARD if unheard else _POSTING)
         self._result = result
         self._decision = DECISION.pack(self.transaction_id, answer[9])
         self._awaited = list(self.participants)
@@ -387,56 +423,57 @@ class Transaction:
         abort = self._abort()
         unposted = answer[6]
         result = (answer[4], answer[7], answer[8])
-        if self.state is State.DECIDING_UNHEARD:
-            self._go(Event.HOME_ANSWER, State.ENDED)
+        if self.state is _DECIDING_UNHEARD:
+            self._go(_EVENT_HOME_ANSWER, _ENDED)
             return abort
         if not unposted:
-            self._go(Event.HOME_ANSWER, State.ENDED)
+            self._go(_EVENT_HOME_ANSWER, _ENDED)
             self._result = result
-            return Answer(self._completed(Status.COMPLETED)), *abort
-        self._go(Event.HOME_ANSWER, State.FOLLOWING)
+            return Answer(self._completed(_STATUS_COMPLETED)), *abort
+        self._go(_EVENT_HOME_ANSWER, _FOLLOWING)
         self._result = result
         self._decision = DECISION.pack(answer[10], answer[9])
         self._awaited = list(self.participants)
         return CommitPrepared(self._decision, self.participants), *abort
 
     def _refused(self, answer: HomeAnswer) -> Actions:
-        unheard = self.state is State.DECIDING_UNHEARD
-        self._go(Event.HOME_ANSWER, State.ENDED)
+        unheard = self.state is _DECIDING_UNHEARD
+        self._go(_EVENT_HOME_ANSWER, _ENDED)
         if unheard:
             return self._abort()
         _, _, reason, differing, repeat, index, _, time_us, balance, _, _ = answer
         result = GROUP_RESULT.pack(
-            Status.REFUSED, reason, differing, repeat, index, 0, time_us, balance
+            _STATUS_REFUSED, reason, differing, repeat, index, 0, time_us, balance
         )
         return Answer(result), *self._abort()
 
     def _aborted(self, event: Event) -> Actions:
         """The key has no outcome, and this attempt will never give it one."""
-        if self.state is State.DECIDING_UNHEARD:
-            self._go(event, State.ENDED)
+        if self.state is _DECIDING_UNHEARD:
+            self._go(event, _ENDED)
             return self._abort()
-        self._go(event, State.WAITING)
+        self._go(event, _WAITING)
         return *self._abort(), _RETRY
 
     def _is_no_news(self, answer: HomeAnswer) -> bool:
         """Whether the home only gave an inquiry's own reason back."""
-        return self.state is State.INQUIRING and answer[2] == _INQUIRY_REASON
+        return self.state is _INQUIRING and answer[2] == _INQUIRY_REASON
 
     # --- small parts ----------------------------------------------------------------------------
 
     def _go(self, event: Event, after: State) -> None:
         """Change the state, or raise; called before anything else is changed."""
-        if after not in TRANSITIONS.get((self.state, event), ()):
+        if after not in _AFTERS[self.state].get(event, ()):
             raise IllegalTransition(f"{event.name} in {self.state.name}")
         self.state = after
 
     def _ignore(self, event: Event) -> Actions:
-        self._go(event, State.ENDED)
+        self._go(event, _ENDED)
         return _NOTHING
 
     def _check_awaited(self, event: Event, shard: int) -> None:
-        if (self.state, event) not in TRANSITIONS or shard not in self._awaited:
+        # Whether the event is legal in this state is looked at by `_go`, which follows.
+        if shard not in self._awaited:
             raise IllegalTransition(f"{event.name} of shard {shard} in {self.state.name}")
 
     def _abort(self) -> Actions:

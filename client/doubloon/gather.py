@@ -1,10 +1,11 @@
 """Concurrent single transfers, gathered into batches.
 
 Theory of operation: a transfer that finds a call to spare leaves at once, together with all that
-were asked for in the same turn of the event loop. While as many calls as allowed are in flight,
-transfers queue up, and the next call takes what has gathered (which is more, the busier the client
-is: no timer is needed). A linger makes each call wait a little for company first; it costs that
-much latency and pays only where calls, not latency, are dear.
+were asked for in the same turn of the event loop. While a few calls are in flight, transfers queue
+up, and the next call takes what has gathered (which is more, the busier the client is) as soon as
+one of them ends. Only when none ends for a while, because something that they ask for is slow or
+away, further calls go out beside them, as many as allowed. A linger makes each call wait a little
+for company first; it costs that much latency and pays only where calls, not latency, are dear.
 """
 
 import asyncio
@@ -29,6 +30,11 @@ BATCH_MAX: Final = 1_024
 CALLS_MAX: Final = 4
 """Calls in flight: one that waits for a slow shard leaves three for the others, and more would cut
 what gathers into smaller calls."""
+FEW_CALLS: Final = 2
+"""Calls in flight while all goes well: one is on its way while the other is being decided. A call
+costs about as much as a hundred transfers in it, so more calls mean fewer transfers a second."""
+PATIENCE_S: Final = 0.01
+"""How long what is queued waits for one of a few calls to end: several times what they take."""
 QUEUE_MAX: Final = 65_536
 """Transfers waiting for a call, about 30 MB; beyond it transfers are faulted at once."""
 
@@ -43,6 +49,11 @@ class GatherLimits:
     """How long a call waits for company, seconds; 0 = not at all."""
     calls_max: int = CALLS_MAX
     """Calls in flight, ≥ 1."""
+    few_calls: int = FEW_CALLS
+    """Beside so many a call goes out only when it is full, or none of them has ended for a while,
+    ≥ 1."""
+    patience_s: float = PATIENCE_S
+    """That while, seconds."""
     queue_max: int = QUEUE_MAX
     """Transfers waiting for a call, ≥ 1."""
 
@@ -81,6 +92,7 @@ class Gatherer:
         self._queue: deque[_Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
         self._flush_at: asyncio.Handle | None = None
+        self._is_patient = False  # the flush waits for a call to end
         self._closing = False
 
     def submit(self, transfer: Transfer) -> asyncio.Future[TransferResult]:
@@ -115,11 +127,16 @@ class Gatherer:
         if not self._queue or len(self._calls) >= self._limits.calls_max:
             return  # a call that ends plans the next
         loop = asyncio.get_running_loop()
-        full = len(self._queue) >= self._limits.batch_max
+        limits = self._limits
+        in_haste = len(self._queue) >= limits.batch_max or self._closing
+        self._is_patient = len(self._calls) >= limits.few_calls and not in_haste
+        delay_s = limits.linger_s
+        if self._is_patient:
+            delay_s = max(delay_s, limits.patience_s)
         if self._flush_at is not None:
             self._flush_at.cancel()
-        if self._limits.linger_s and not full and not self._closing:
-            self._flush_at = loop.call_later(self._limits.linger_s, self._flush)
+        if delay_s and not in_haste:
+            self._flush_at = loop.call_later(delay_s, self._flush)
         else:
             self._flush_at = loop.call_soon(self._flush)
 
@@ -136,7 +153,7 @@ class Gatherer:
 
     def _ended(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
-        if self._flush_at is None:
+        if self._flush_at is None or self._is_patient:
             # Planned, not done now: whoever was just answered may ask again in this turn of the
             # loop, and then goes along.
             self._plan_flush()

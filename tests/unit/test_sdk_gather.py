@@ -7,6 +7,7 @@ import pytest
 
 import doubloon
 from doubloon.gather import Gatherer, GatherLimits
+from tests.support.virtual_time import pass_time, virtual_time
 
 TIMEOUT_S = 8.0
 DENIED = doubloon.Fault(doubloon.FaultCode.PERMISSION_DENIED, "denied")
@@ -249,3 +250,63 @@ async def test_closing_waits_for_what_was_taken_and_takes_no_more() -> None:
     calls.answers[0].set_result(None)
     await closing
     assert [answer.result().completed for answer in answers] == [True, True]
+
+
+async def test_beside_a_few_calls_what_gathers_waits_for_one_to_end() -> None:
+    calls = Calls()
+    gatherer = calls.gatherer(GatherLimits(few_calls=1, patience_s=3_600.0))
+    gatherer.submit(transfer())
+    await turns()
+    for _ in range(5):
+        gatherer.submit(transfer())
+        await turns()
+    assert calls.sizes == [1]
+    calls.answers[0].set_result(None)
+    await turns()
+    assert calls.sizes == [1, 5]
+
+
+async def test_a_full_call_does_not_wait_for_one_to_end() -> None:
+    calls = Calls()
+    gatherer = calls.gatherer(GatherLimits(batch_max=3, few_calls=1, patience_s=3_600.0))
+    gatherer.submit(transfer())
+    await turns()
+    for _ in range(3):
+        gatherer.submit(transfer())
+        await turns()
+    assert calls.sizes == [1, 3]
+
+
+@virtual_time
+async def test_when_no_call_ends_for_a_while_a_further_one_goes_out() -> None:
+    calls = Calls()
+    limits = GatherLimits(calls_max=3, few_calls=1, patience_s=0.5)
+    gatherer = calls.gatherer(limits)
+    for _ in range(4):
+        gatherer.submit(transfer())
+        await pass_time(0.4)
+    assert calls.sizes == [1, 2]
+    await pass_time(0.4)
+    assert calls.sizes == [1, 2, 1]
+    gatherer.submit(transfer())
+    await pass_time(60.0)
+    assert calls.sizes == [1, 2, 1]  # as many as allowed
+    for answer in calls.answers:
+        answer.set_result(None)
+    await turns()
+    calls.answers[3].set_result(None)
+    await gatherer.close()
+
+
+async def test_closing_waits_for_no_call_to_end() -> None:
+    calls = Calls()
+    gatherer = calls.gatherer(GatherLimits(few_calls=1, patience_s=3_600.0))
+    gatherer.submit(transfer())
+    await turns()
+    gatherer.submit(transfer())
+    closing = asyncio.ensure_future(gatherer.close())
+    await turns()
+    assert calls.sizes == [1, 1]
+    for answer in calls.answers:
+        answer.set_result(None)
+    await closing
