@@ -207,8 +207,15 @@ def fault_from_rpc_error(error: grpc.aio.AioRpcError) -> Fault:
     )
 
 
+def _ignore(_: Exception) -> None:
+    """What is logged and answered needs no more."""
+
+
 class FaultInterceptor(grpc.aio.ServerInterceptor):
     """Stands in front of every handler; see the module's docstring."""
+
+    def __init__(self, on_error: Callable[[Exception], None] = _ignore) -> None:
+        self._on_error = on_error
 
     async def intercept_service(
         self,
@@ -228,32 +235,36 @@ class FaultInterceptor(grpc.aio.ServerInterceptor):
         }
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method), **codec
+                _guard_unary(handler.unary_unary, method, self._on_error), **codec
             )
         if handler.stream_unary:
             return grpc.stream_unary_rpc_method_handler(
-                _guard_unary(handler.stream_unary, method), **codec
+                _guard_unary(handler.stream_unary, method, self._on_error), **codec
             )
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method), **codec
+                _guard_stream(handler.unary_stream, method, self._on_error), **codec
             )
         return grpc.stream_stream_rpc_method_handler(
-            _guard_stream(handler.stream_stream, method), **codec
+            _guard_stream(handler.stream_stream, method, self._on_error), **codec
         )
 
 
-def _guard_unary(inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Any:
+def _guard_unary(
+    inner: Callable[[Any, Any], Awaitable[Any]], method: str, on_error: Callable[[Exception], None]
+) -> Any:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             return await inner(request, context)
         except Exception as error:  # noqa: BLE001 - the one place that answers for everything
-            await _answer(error, context, method)
+            await _answer(error, context, method, on_error)
 
     return guarded
 
 
-def _guard_stream(inner: Callable[[Any, Any], Any], method: str) -> Any:
+def _guard_stream(
+    inner: Callable[[Any, Any], Any], method: str, on_error: Callable[[Exception], None]
+) -> Any:
     async def guarded(
         request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
@@ -265,19 +276,23 @@ def _guard_stream(inner: Callable[[Any, Any], Any], method: str) -> Any:
             else:  # a handler in the other style, which writes to the context itself
                 await answers
         except Exception as error:  # noqa: BLE001 - the one place that answers for everything
-            await _answer(error, context, method)
+            await _answer(error, context, method, on_error)
 
     return guarded
 
 
 async def _answer(
-    error: Exception, context: grpc.aio.ServicerContext[Any, Any], method: str
+    error: Exception,
+    context: grpc.aio.ServicerContext[Any, Any],
+    method: str,
+    on_error: Callable[[Exception], None],
 ) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):  # the handler has ended the call already
         raise error
     if isinstance(error, Fault):
         await abort(context, error)
     _LOG.error("handler_failed", method=method, exc_info=error)
+    on_error(error)
     await abort(context, Fault(grpc.StatusCode.INTERNAL, "internal error; see the server's log"))
 
 
@@ -332,11 +347,18 @@ def bind(grpc_server: grpc.aio.Server, listen: str) -> int:
 
 
 async def server(
-    service_names: Sequence[str], *, concurrent_rpcs_max: int = CONCURRENT_RPCS_MAX
+    service_names: Sequence[str],
+    *,
+    concurrent_rpcs_max: int = CONCURRENT_RPCS_MAX,
+    on_error: Callable[[Exception], None] = _ignore,
 ) -> RpcServer:
-    """Make a server for the services named in full (`doubloon.v1.WalletService`)."""
+    """Make a server for the services named in full (`doubloon.v1.WalletService`).
+
+    `on_error` hears of whatever a handler raises that it should not, before it is answered, and may
+    end the process.
+    """
     grpc_server = grpc.aio.server(
-        interceptors=[FaultInterceptor()],
+        interceptors=[FaultInterceptor(on_error)],
         options=SERVER_OPTIONS,
         maximum_concurrent_rpcs=concurrent_rpcs_max,
     )
