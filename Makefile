@@ -28,6 +28,12 @@ test: $(ETCD) $(COMPILED) ## run every test
 simulate: $(INSTALLED) ## play 20,000 schedules of shards and coordinators under faults
 	$(PY) -m tests.simulation --schedules 20000
 
+.PHONY: crash
+crash: $(INSTALLED) $(COMPILED) ## fail, kill, cut the power of and damage a shard node's log and state
+	$(PY) -m tests.crash faults
+	$(PY) -m tests.crash power
+	$(PY) -m tests.crash damage
+
 .PHONY: check
 check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothing
 	$(PY) -m ruff format --check .

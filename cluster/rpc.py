@@ -210,18 +210,27 @@ def fault_from_rpc_error(error: grpc.aio.AioRpcError) -> Fault:
     )
 
 
+def _ignore(_: Exception) -> None:
+    """What is logged and answered needs no more."""
+
+
 class GuardedServer(grpc.aio.Server):
     """A gRPC server with a guard in front of every handler; see the module's docstring.
 
     An interceptor would do the same, and wrap the handler anew at every call.
     """
 
-    def __init__(self, inner: grpc.aio.Server) -> None:
+    def __init__(
+        self, inner: grpc.aio.Server, on_error: Callable[[Exception], None] = _ignore
+    ) -> None:
         self._inner = inner
+        self._on_error = on_error
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[Any]) -> None:
         """Add services, guarded. What else generated code registers is not needed beside these."""
-        guarded = tuple(_GuardedHandlers(handlers) for handlers in generic_rpc_handlers)
+        guarded = tuple(
+            _GuardedHandlers(handlers, self._on_error) for handlers in generic_rpc_handlers
+        )
         self._inner.add_generic_rpc_handlers(guarded)
 
     def add_insecure_port(self, address: str) -> int:
@@ -248,8 +257,11 @@ class GuardedServer(grpc.aio.Server):
 class _GuardedHandlers(grpc.GenericRpcHandler):
     """A service's handlers, each guarded once."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler) -> None:
+    def __init__(
+        self, inner: grpc.GenericRpcHandler, on_error: Callable[[Exception], None]
+    ) -> None:
         self._inner = inner
+        self._on_error = on_error
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def service(
@@ -262,43 +274,49 @@ class _GuardedHandlers(grpc.GenericRpcHandler):
             handler = self._inner.service(handler_call_details)
             if handler is None:
                 return None
-            guarded = self._guarded[method] = _guard(handler, method)
+            guarded = self._guarded[method] = _guard(handler, method, self._on_error)
         return guarded
 
 
-def _guard(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+def _guard(
+    handler: Any, method: str, on_error: Callable[[Exception], None]
+) -> grpc.RpcMethodHandler[Any, Any]:
     codec = {
         "request_deserializer": handler.request_deserializer,
         "response_serializer": handler.response_serializer,
     }
     if handler.unary_unary:
         return grpc.unary_unary_rpc_method_handler(
-            _guard_unary(handler.unary_unary, method), **codec
+            _guard_unary(handler.unary_unary, method, on_error), **codec
         )
     if handler.stream_unary:
         return grpc.stream_unary_rpc_method_handler(
-            _guard_unary(handler.stream_unary, method), **codec
+            _guard_unary(handler.stream_unary, method, on_error), **codec
         )
     if handler.unary_stream:
         return grpc.unary_stream_rpc_method_handler(
-            _guard_stream(handler.unary_stream, method), **codec
+            _guard_stream(handler.unary_stream, method, on_error), **codec
         )
     return grpc.stream_stream_rpc_method_handler(
-        _guard_stream(handler.stream_stream, method), **codec
+        _guard_stream(handler.stream_stream, method, on_error), **codec
     )
 
 
-def _guard_unary(inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Any:
+def _guard_unary(
+    inner: Callable[[Any, Any], Awaitable[Any]], method: str, on_error: Callable[[Exception], None]
+) -> Any:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             return await inner(request, context)
         except Exception as error:  # noqa: BLE001 - the one place that answers for everything
-            await _answer(error, context, method)
+            await _answer(error, context, method, on_error)
 
     return guarded
 
 
-def _guard_stream(inner: Callable[[Any, Any], Any], method: str) -> Any:
+def _guard_stream(
+    inner: Callable[[Any, Any], Any], method: str, on_error: Callable[[Exception], None]
+) -> Any:
     async def guarded(
         request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
@@ -310,19 +328,23 @@ def _guard_stream(inner: Callable[[Any, Any], Any], method: str) -> Any:
             else:  # a handler in the other style, which writes to the context itself
                 await answers
         except Exception as error:  # noqa: BLE001 - the one place that answers for everything
-            await _answer(error, context, method)
+            await _answer(error, context, method, on_error)
 
     return guarded
 
 
 async def _answer(
-    error: Exception, context: grpc.aio.ServicerContext[Any, Any], method: str
+    error: Exception,
+    context: grpc.aio.ServicerContext[Any, Any],
+    method: str,
+    on_error: Callable[[Exception], None],
 ) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):  # the handler has ended the call already
         raise error
     if isinstance(error, Fault):
         await abort(context, error)
     _LOG.error("handler_failed", method=method, exc_info=error)
+    on_error(error)
     await abort(context, Fault(grpc.StatusCode.INTERNAL, "internal error; see the server's log"))
 
 
@@ -377,11 +399,19 @@ def bind(grpc_server: grpc.aio.Server, listen: str) -> int:
 
 
 async def server(
-    service_names: Sequence[str], *, concurrent_rpcs_max: int = CONCURRENT_RPCS_MAX
+    service_names: Sequence[str],
+    *,
+    concurrent_rpcs_max: int = CONCURRENT_RPCS_MAX,
+    on_error: Callable[[Exception], None] = _ignore,
 ) -> RpcServer:
-    """Make a server for the services named in full (`doubloon.v1.WalletService`)."""
+    """Make a server for the services named in full (`doubloon.v1.WalletService`).
+
+    `on_error` hears of whatever a handler raises that it should not, before it is answered, and may
+    end the process.
+    """
     grpc_server = GuardedServer(
-        grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=concurrent_rpcs_max)
+        grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=concurrent_rpcs_max),
+        on_error,
     )
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, grpc_server)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import importlib.metadata
 import os
 import socket
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -150,6 +152,7 @@ async def serve(
     checks: StartChecks,
 ) -> None:
     """Recover, claim the shard, serve until `stop`, then leave a fresh checkpoint behind."""
+    faulthandler.enable()  # a damaged page may end the process inside LMDB: at least it says where
     gc.disable()  # recovery makes no garbage in cycles; then see `YoungCollector`
     started_us = WallClock().now_us()
     version = importlib.metadata.version("doubloon-server")
@@ -157,10 +160,12 @@ async def serve(
         lock_fd = startup.lock_folder(data)
     except startup.FolderInUseError as error:
         raise runtime.StartRefused(str(error)) from error
+    is_empty = check_folder(data, identity, limits, checks)
     writer = await startup.start_writer(data, identity, limits, lock_fd)  # before gRPC: it forks
     membership = await EtcdMembership.open(config.etcd, config.cluster, config.etcd_tls)
     try:
-        epoch = await claim(membership, identity.shard_id, member_id, stop)
+        refused = is_empty and not checks.accept_empty
+        epoch = await claim(membership, identity.shard_id, member_id, stop, only_first=refused)
         if epoch is None:
             return
         engine = recover_engine(data, identity, epoch, limits, writer, checks)
@@ -174,7 +179,7 @@ async def serve(
         servicer = ShardServicer(
             engine, Currencies(membership), status, lambda: topology_version(membership)
         )
-        server = await rpc.server(SERVICES)
+        server = await rpc.server(SERVICES, on_error=partial(end_if_damaged, data))
         shard_service_pb2_grpc.add_ShardServiceServicer_to_server(servicer, server.grpc_server)
         address = config.address(await server.serve(config.listen))
         member = Member(SHARD_NODE_ROLE, member_id, address, version, started_us)
@@ -192,6 +197,24 @@ async def serve(
         await membership.close()
 
 
+def check_folder(data: Path, identity: LogIdentity, limits: Limits, checks: StartChecks) -> bool:
+    """Refuse what can be seen to be wrong before the shard is claimed; return whether it is empty.
+
+    A claim ends whoever serves the shard from another folder, and spends an epoch.
+    """
+    try:
+        if checks.verify_all:
+            verify_history(data, identity, limits)
+            startup.forget_damage(data)
+        elif damage := startup.known_damage(data):
+            raise runtime.StartRefused(
+                f"the node came upon damage here before ({damage}); --verify-all looks at all of it"
+            )
+        return startup.is_empty(data, identity, limits)
+    except (DamagedLogError, DamagedStateError) as error:
+        raise runtime.StartRefused(str(error)) from error
+
+
 def recover_engine(
     data: Path,
     identity: LogIdentity,
@@ -202,8 +225,6 @@ def recover_engine(
 ) -> Engine:
     """Open and verify the data folder; refuse to start on anything that is not as written."""
     try:
-        if checks.verify_all:
-            verify_history(data, identity, limits)
         return startup.open_engine(
             data,
             identity,
@@ -211,7 +232,7 @@ def recover_engine(
             limits,
             WallClock(),
             writer,
-            end_process,
+            partial(end_process, data),
             accept_empty=checks.accept_empty,
         )
     except (DamagedLogError, DamagedStateError) as error:
@@ -219,10 +240,18 @@ def recover_engine(
 
 
 async def claim(
-    membership: Membership, shard_id: int, member_id: str, stop: asyncio.Event
+    membership: Membership,
+    shard_id: int,
+    member_id: str,
+    stop: asyncio.Event,
+    *,
+    only_first: bool = False,
 ) -> int | None:
-    """Wait for a topology with this shard and become its primary; None = told to stop first."""
-    claiming = asyncio.create_task(claimed(membership, shard_id, member_id))
+    """Wait for a topology with this shard and become its primary; None = told to stop first.
+
+    `only_first`: refuse to start if the shard was ever claimed before.
+    """
+    claiming = asyncio.create_task(claimed(membership, shard_id, member_id, only_first=only_first))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((claiming, stopping), return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -232,7 +261,9 @@ async def claim(
     return None
 
 
-async def claimed(membership: Membership, shard_id: int, member_id: str) -> int:
+async def claimed(
+    membership: Membership, shard_id: int, member_id: str, *, only_first: bool
+) -> int:
     """Claim the shard, however long it takes, and say what is waited for; returns the epoch."""
     patience_s = FIRST_REMINDER_S
     while True:
@@ -241,6 +272,9 @@ async def claimed(membership: Membership, shard_id: int, member_id: str) -> int:
                 lambda view: view.topology is not None and shard_id in view.topology.shards,
                 patience_s,
             )
+            known = membership.view.shards.get(shard_id)
+            if only_first and known is not None:
+                raise runtime.StartRefused(startup.no_log(shard_id, known.epoch))
             if epoch := await membership.claim_shard(shard_id, member_id):
                 return epoch
         except TimeoutError:
@@ -278,8 +312,16 @@ def topology_version(membership: Membership) -> int:
     return topology.version if topology else 0
 
 
-def end_process(error: BaseException) -> NoReturn:
-    """Durability is in doubt: the only way on is recovery from the log."""
+def end_if_damaged(data: Path, error: Exception) -> None:
+    """A question has come upon damage: nobody knows what else is wrong, so nothing is served."""
+    if isinstance(error, DamagedLogError | DamagedStateError):
+        end_process(data, error)
+
+
+def end_process(data: Path, error: BaseException) -> NoReturn:
+    """Durability, or what is stored, is in doubt: the only way on is recovery from the log."""
+    if isinstance(error, DamagedLogError | DamagedStateError):
+        startup.mark_damaged(data, str(error))
     trace = "".join(traceback.format_exception(error))
     runtime.fatal(f"{type(error).__name__}: {error}", trace=trace)
 

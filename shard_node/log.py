@@ -135,12 +135,13 @@ class LmdbLog:
         self._epoch = epoch
         if not read_only:
             path.mkdir(parents=True, exist_ok=True)
-            drop_from_page_cache(path / "data.mdb")
         try:
+            if not read_only:
+                drop_from_page_cache(path / "data.mdb")
             self._env: Any = lmdb.open(
                 str(path), map_size=map_bytes, readonly=read_only, max_spare_txns=4
             )
-        except lmdb.Error as error:
+        except (OSError, lmdb.Error) as error:
             raise DamagedLogError(f"the log cannot be opened: {error}") from error
         if missing := missing_bytes(self._env, path):
             self._env.close()
@@ -157,15 +158,18 @@ class LmdbLog:
     def append(self, drafts: Sequence[BlockDraft]) -> None:
         """See `Log`. One LMDB transaction, so one sync, for all the drafts."""
         before = self.last
-        with self._env.begin(write=True) as txn:
-            for draft in drafts:
-                number, digest = (before.number, before.hash) if before else (0, GENESIS_HASH)
-                block = encode_block(self._identity, self._epoch, number + 1, digest, draft)
-                check_follows(before, block)
-                value = block_value(self._identity, block)
-                if not txn.put(_KEY.pack(draft.first_sequence), value, append=True):
-                    raise DamagedLogError(f"block {block.number} stands in the log already")
-                before = block
+        try:
+            with self._env.begin(write=True) as txn:
+                for draft in drafts:
+                    number, digest = (before.number, before.hash) if before else (0, GENESIS_HASH)
+                    block = encode_block(self._identity, self._epoch, number + 1, digest, draft)
+                    check_follows(before, block)
+                    value = block_value(self._identity, block)
+                    if not txn.put(_KEY.pack(draft.first_sequence), value, append=True):
+                        raise DamagedLogError(f"block {block.number} stands in the log already")
+                    before = block
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+            raise DamagedLogError(f"nothing can be appended to the log: {error}") from error
         self.last = before
 
     def refresh(self) -> None:
@@ -198,7 +202,7 @@ class LmdbLog:
         sequence = from_sequence
         while (found := self._read_at(sequence)) is not None:
             key, value = found
-            block = decode_block(self._identity, _KEY.unpack(key)[0], value)
+            block = decode_block(self._identity, _first_sequence(key), value)
             yield block
             sequence = block.draft.last_sequence + 1
 
@@ -220,9 +224,12 @@ class LmdbLog:
             self._cursor = self._reader.cursor()
         cursor = self._cursor
         key = _KEY.pack(sequence)
-        if not (cursor.set_range(key) and bytes(cursor.key()) == key) and not cursor.prev():
-            raise DamagedLogError(f"no block has the record {sequence}")
-        first = _KEY.unpack(cursor.key())[0]
+        try:
+            if not (cursor.set_range(key) and bytes(cursor.key()) == key) and not cursor.prev():
+                raise DamagedLogError(f"no block has the record {sequence}")
+        except lmdb.Error as error:
+            raise DamagedLogError(f"no block can be read for the record {sequence}") from error
+        first = _first_sequence(bytes(cursor.key()))
         value: memoryview = cursor.value()
         header = HEADER.unpack_from(value) if len(value) >= HEADER_BYTES else None
         if header is None or header[6] != first:
@@ -242,12 +249,15 @@ class LmdbLog:
                 raise DamagedLogError(f"no block can be read at sequence {sequence}") from error
 
     def _read_last(self) -> Block | None:
-        with self._env.begin() as txn:
-            cursor = txn.cursor()
-            if not cursor.last():
-                return None
-            key, value = cursor.item()
-        return decode_block(self._identity, _KEY.unpack(key)[0], value)
+        try:
+            with self._env.begin() as txn:
+                cursor = txn.cursor()
+                if not cursor.last():
+                    return None
+                key, value = cursor.item()
+        except lmdb.Error as error:
+            raise DamagedLogError(f"the last block cannot be read: {error}") from error
+        return decode_block(self._identity, _first_sequence(key), value)
 
 
 class MemoryLog:
@@ -345,6 +355,14 @@ def missing_bytes(env: Any, path: Path) -> int:
     """How much shorter an environment's file is than the pages in use; to touch them would kill."""
     in_use: int = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     return max(0, in_use - (path / "data.mdb").stat().st_size)
+
+
+def _first_sequence(key: bytes) -> int:
+    """The first sequence of the block that stands under a key."""
+    if len(key) != _KEY.size:
+        raise DamagedLogError(f"a block stands under the key {key.hex()}, which is none")
+    sequence: int = _KEY.unpack(key)[0]
+    return sequence
 
 
 def _metadata(record: bytes, value: memoryview, heap_at: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -42,6 +43,12 @@ LOCK_WAIT_S: Final = 10.0
 be finishing a commit, which takes a second or two."""
 
 _LOCK_POLL_S: Final = 0.05
+
+_DOES_NOT_FIT: Final = (ArithmeticError, AssertionError, LookupError, ValueError, struct.error)
+"""What comes of a state that is another one than the log's: the log alone is hashed by then."""
+
+DAMAGED_NAME: Final = "DAMAGED"
+"""The file that says which damage a running node came upon."""
 
 _LOG = structlog.stdlib.get_logger("startup")
 
@@ -88,11 +95,53 @@ def lock_folder(data: Path, wait_s: float = LOCK_WAIT_S) -> int:
             return descriptor
 
 
+def mark_damaged(data: Path, reason: str) -> None:
+    """Notes that damage was met, so that no start serves the folder until all of it is verified."""
+    (data / DAMAGED_NAME).write_text(reason, encoding="utf-8")
+
+
+def known_damage(data: Path) -> str:
+    """The damage that was met in a folder; empty = none, or all was verified since."""
+    mark = data / DAMAGED_NAME
+    return mark.read_text(encoding="utf-8") if mark.exists() else ""
+
+
+def forget_damage(data: Path) -> None:
+    """All of the folder was verified, and is as it was written."""
+    (data / DAMAGED_NAME).unlink(missing_ok=True)
+
+
 async def start_writer(
     data: Path, identity: LogIdentity, limits: Limits, lock_fd: int
 ) -> ChildStateWriter:
     """Starts the process that writes checkpoints; to be done before gRPC starts its threads."""
     return await ChildStateWriter.start(data, identity, limits.state_map_bytes, lock_fd)
+
+
+def is_empty(data: Path, identity: LogIdentity, limits: Limits) -> bool:
+    """Whether a folder has no log; what it has is opened, and log and state must fit.
+
+    Raises:
+        DamagedLogError, DamagedStateError: they do not.
+    """
+    log = LmdbLog(data / "log", identity, 2**64 - 1, limits.log_map_bytes)
+    try:
+        state = LmdbState(StateFile(data / "state", limits.state_map_bytes))
+        try:
+            verify_checkpoint(identity, state, log)
+        finally:
+            state.close()
+        return log.last is None
+    finally:
+        log.close()
+
+
+def no_log(shard_id: int, epochs: int) -> str:
+    """Why a folder without a log is not served."""
+    return (
+        f"shard {shard_id} had {epochs} epochs before, but the folder holds no log: "
+        "is it the right one? (--accept-empty starts the shard's ledger anew)"
+    )
 
 
 def open_engine(
@@ -114,10 +163,7 @@ def open_engine(
     log = LmdbLog(data / "log", identity, epoch, limits.log_map_bytes)
     if log.last is None and epoch > 1 and not accept_empty:
         log.close()
-        raise DamagedLogError(
-            f"shard {identity.shard_id} had {epoch - 1} epochs before, but {data} holds no log: "
-            "is this the right folder? (--accept-empty starts the shard's ledger anew)"
-        )
+        raise DamagedLogError(no_log(identity.shard_id, epoch - 1))
     file = StateFile(data / "state", limits.state_map_bytes)
     store = Store(LmdbState(file), log)
     ledger, recovery = recover(identity, store, limits, LocalStateWriter(file, log))
@@ -145,11 +191,20 @@ def recover(
     sequence = checkpoint.sequence if checkpoint else 0
     ledger = Ledger(identity.shard_id, store, sequence, limits.accounts_max)
     if checkpoint is not None:
-        ledger.restore(store.state, checkpoint.time_us)
+        try:
+            ledger.restore(store.state, checkpoint.time_us)
+        except _DOES_NOT_FIT as error:
+            name = f"what the state has of block {checkpoint.block} does not fit together"
+            raise DamagedStateError(f"{name}: {error}") from error
         recall_ended(ledger, store.log, checkpoint)
     for block in store.log.blocks(sequence + 1):
         check_follows(before, block)
-        ledger.replay(block.draft)
+        try:
+            ledger.replay(block.draft)
+        except _DOES_NOT_FIT as error:
+            # The block is as it was written, and says what must come of what was there before it.
+            name = f"block {block.number} does not follow from what the state has"
+            raise DamagedStateError(f"{name}: {error}") from error
         before = block
         if ledger.memory.rows_not_checkpointed >= limits.checkpoint_rows:
             checkpoint_now(identity, ledger, store, writer)

@@ -25,7 +25,8 @@ import struct
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 import lmdb
 
@@ -43,12 +44,15 @@ from shard_node.log import drop_from_page_cache, missing_bytes
 from shard_node.records import HASH_BYTES, key_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from shard_node.log import Log
     from shard_node.records import LogIdentity
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Row = tuple[bytes, bytes]
 
@@ -73,6 +77,19 @@ _UINT64_MAX: Final = 2**64 - 1
 
 class DamagedStateError(Exception):
     """The state is not what was written, or not of this log: the message says which row."""
+
+
+def _tells_damage(read: Callable[P, R]) -> Callable[P, R]:
+    """A look at the state that tells of a damaged tree, or of a row of no form, as damage."""
+
+    @wraps(read)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return read(*args, **kwargs)
+        except (lmdb.Error, struct.error) as error:
+            raise DamagedStateError(f"the state cannot be read: {error}") from error
+
+    return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +220,7 @@ class LmdbState:
         self._cursors: dict[str, Any] = {}
 
     @property
+    @_tells_damage
     def checkpoint(self) -> Checkpoint | None:
         """See `StateReader`."""
         self._cursor("meta")
@@ -216,6 +234,7 @@ class LmdbState:
             self._txn = None
             self._cursors = {}
 
+    @_tells_damage
     def load_account(self, account_id: int) -> Account | None:
         """See `StateReader`. Two seeks, and two more for every currency."""
         key = ACCOUNT_KEY.pack(account_id)
@@ -234,6 +253,7 @@ class LmdbState:
             account.balances[currency] = Balance.from_period(currency, period)
         return account
 
+    @_tells_damage
     def find_keys(self, keys: list[bytes]) -> dict[bytes, int]:
         """See `StateReader`. One seek when none of them is in the range of those that are there."""
         cursor = self._cursor("keys")
@@ -252,6 +272,7 @@ class LmdbState:
             return {key: read_key_row(cursor.value()) for key in keys if cursor.set_key(key)}
         return found
 
+    @_tells_damage
     def period_before(
         self, account_id: int, currency: int, time_us: int, sequence: int
     ) -> Period | None:
@@ -262,6 +283,7 @@ class LmdbState:
             return None
         return read_period_row(row[0], open_row(*row))
 
+    @_tells_damage
     def periods(
         self, account_id: int, currency: int, time_us: int, sequence: int, count: int
     ) -> list[Period]:
@@ -277,6 +299,7 @@ class LmdbState:
             more = cursor.next()
         return found
 
+    @_tells_damage
     def account_ids(self, after: int, count: int) -> list[int]:
         """See `StateReader`."""
         cursor = self._cursor("accounts")
@@ -287,10 +310,12 @@ class LmdbState:
             more = cursor.next()
         return ids
 
+    @_tells_damage
     def transactions(self) -> list[Row]:
         """See `StateReader`."""
         return [(key, open_row(key, value)) for key, value in self._cursor("transactions")]
 
+    @_tells_damage
     def clearing(self) -> list[Row]:
         """See `StateReader`."""
         return [(key, open_row(key, value)) for key, value in self._cursor("clearing")]
@@ -298,8 +323,11 @@ class LmdbState:
     def rows(self, table: str) -> Iterator[Row]:
         """All rows of one of `TABLES`, in order."""
         cursor = self._cursor(table)
-        if cursor.first():
-            yield from cursor
+        try:
+            if cursor.first():
+                yield from cursor
+        except lmdb.Error as error:
+            raise DamagedStateError(f"the table {table} cannot be read: {error}") from error
 
     @contextmanager
     def snapshot(self) -> Iterator[StateReader]:
@@ -338,21 +366,21 @@ class StateFile:
 
     def __init__(self, path: Path, map_bytes: int) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        drop_from_page_cache(path / "data.mdb")
         try:
+            drop_from_page_cache(path / "data.mdb")
             self.env: Any = lmdb.open(str(path), map_size=map_bytes, max_dbs=6, max_spare_txns=4)
-        except lmdb.Error as error:
+            if missing := missing_bytes(self.env, path):
+                self.env.close()
+                raise DamagedStateError(f"the state's file is cut short by {missing} bytes")
+            self.env.reader_check()
+            self.accounts: Any = self.env.open_db(b"accounts")
+            self.periods: Any = self.env.open_db(b"periods")
+            self.keys: Any = self.env.open_db(b"keys")
+            self.transactions: Any = self.env.open_db(b"transactions")
+            self.clearing: Any = self.env.open_db(b"clearing")
+            self.meta: Any = self.env.open_db(b"meta")
+        except (OSError, lmdb.Error) as error:
             raise DamagedStateError(f"the state cannot be opened: {error}") from error
-        if missing := missing_bytes(self.env, path):
-            self.env.close()
-            raise DamagedStateError(f"the state's file is cut short by {missing} bytes")
-        self.env.reader_check()
-        self.accounts: Any = self.env.open_db(b"accounts")
-        self.periods: Any = self.env.open_db(b"periods")
-        self.keys: Any = self.env.open_db(b"keys")
-        self.transactions: Any = self.env.open_db(b"transactions")
-        self.clearing: Any = self.env.open_db(b"clearing")
-        self.meta: Any = self.env.open_db(b"meta")
 
     def write_checkpoint(
         self,

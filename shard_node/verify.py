@@ -19,10 +19,11 @@ import structlog
 from shard_node.checkpointer import LocalStateWriter
 from shard_node.ledger import Ledger
 from shard_node.log import LmdbLog
-from shard_node.records import check_follows
+from shard_node.records import DamagedLogError, check_follows
 from shard_node.startup import checkpoint_now, verify_checkpoint
 from shard_node.state import TABLES, DamagedStateError, LmdbState, StateFile
 from shard_node.store import Store
+from shard_node.structure import structural_damage
 
 if TYPE_CHECKING:
     from shard_node.limits import Limits
@@ -55,6 +56,11 @@ def verify_history(data: Path, identity: LogIdentity, limits: Limits) -> Verifie
         DamagedLogError, DamagedStateError: the message names the block or the row.
     """
     started = time.monotonic()
+    # First of all: what follows reads through LMDB, which believes its pages.
+    if damage := structural_damage(data / "log"):
+        raise DamagedLogError(f"the log's file is damaged: {damage}")
+    if damage := structural_damage(data / "state"):
+        raise DamagedStateError(f"the state's file is damaged: {damage}")
     log = LmdbLog(data / "log", identity, 2**64 - 1, limits.log_map_bytes)
     file = StateFile(data / "state", limits.state_map_bytes)
     try:

@@ -257,6 +257,33 @@ async def test_a_row_with_a_valid_checksum_that_is_wrong_is_found(folder: Folder
         verify(folder)
 
 
+async def test_a_tail_that_does_not_follow_from_the_state_is_refused(folder: Folder) -> None:
+    """As after a lost write: the row is whole, and not the one that the log was written upon."""
+    tail = folder.blocks[folder.checkpoint_block]
+    source = int.from_bytes(tail.draft.records[16:24], "little")
+    currency = int.from_bytes(tail.draft.records[56:58], "little")
+    prefix = source.to_bytes(8, "big") + currency.to_bytes(2, "big")
+    with edit_table(folder, "periods") as txn:
+        rows = [(bytes(k), bytes(v)) for k, v in txn.cursor() if bytes(k).startswith(prefix)]
+        key, value = rows[-1]
+        period = read_period_row(key, open_row(key, value))
+        _, row = period_row(source, currency, period._replace(incoming=period.incoming + 1))
+        txn.put(key, seal_row(key, row))
+    with pytest.raises(DamagedStateError, match=f"block {tail.number} does not follow"):
+        recovers(folder.path)
+
+
+async def test_a_damaged_tree_is_told_by_verifying_all(folder: Folder) -> None:
+    """LMDB itself may end the process on such a page, or pass over a row of it."""
+    path = folder.path / "state" / "data.mdb"
+    content = bytearray(path.read_bytes())
+    for page in range(2 * 4096, len(content), 4096):
+        content[page] ^= 1  # a page says that it is another
+    path.write_bytes(content)
+    with pytest.raises(DamagedStateError, match=r"the state's file is damaged: .* page"):
+        verify(folder)
+
+
 async def test_a_damaged_row_is_found_when_it_is_read(folder: Folder) -> None:
     with edit_table(folder, "accounts") as txn:
         cursor = txn.cursor()

@@ -22,7 +22,7 @@ from shard_node.ledger import KIND_SYSTEM
 from shard_node.limits import Limits
 from tests.support import ROOT, eventually
 from tests.support.engines import FLOOR_MINOR, IDENTITY, body
-from tests.support.folders import flip_in_file
+from tests.support.folders import edit, flip_in_file
 from tests.support.nodes import Load, Node, running_node
 
 
@@ -231,3 +231,49 @@ async def test_no_turn_of_the_event_loop_is_long(tmp_path: Path, rng: random.Ran
     os.close(lock_fd)
     assert not fatal
     assert min(longest_ms) < TURN_MAX_MS, longest_ms
+
+
+async def test_damage_that_a_question_meets_ends_the_node_until_all_is_verified(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    async with running_node(tmp_path) as node:
+        await node.open_accounts(20)
+        load = Load(node, rng, accounts=20, batch=30)
+        await load.send(bodies := load.make())
+        load.answered.append(bodies)
+        assert await node.stop() == EXIT_OK
+        with (
+            edit(node.data / "state") as (env, open_table),
+            env.begin(write=True, db=open_table("accounts")) as txn,
+        ):
+            key = (7).to_bytes(8, "big")
+            value = bytes(txn.get(key))
+            txn.put(key, bytes([value[0] ^ 1]) + value[1:])
+
+        await node.start()
+        assert await node.balance_minor(6) == load.balances()[6]
+        with pytest.raises(grpc.aio.AioRpcError):
+            await node.balance_minor(7)
+        assert await node.ended() == EXIT_FATAL
+        assert key.hex() in node.events("fatal")[-1]["reason"]
+        node.spawn()
+        assert await node.ended() == EXIT_REFUSED
+        assert key.hex() in node.events("start_refused")[-1]["reason"]
+
+        (node.data / "state").rename(tmp_path / "moved away")
+        await node.start("--verify-all")
+        assert await node.balance_minor(7) == load.balances()[7]
+        assert not startup.known_damage(node.data)
+        assert (await node.status()).epoch == 3, "who was refused did not claim the shard"
+
+
+async def test_a_start_from_an_empty_folder_leaves_who_serves_alone(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        await node.open_accounts(2)
+        empty = ("--data", str(tmp_path / "empty"))
+        other = second_process(node, tmp_path, "other.log", *empty)
+        await eventually(lambda: not other.is_alive(), "the other is refused", 30.0)
+        assert other._popen.returncode == EXIT_REFUSED
+        assert "holds no log" in other.log.read_text()
+        assert (await node.status()).epoch == 1
+        await node.open_accounts(3)

@@ -28,7 +28,11 @@ LIMITS = Limits(
 
 
 def open_here(
-    folder: Path, limits: Limits = LIMITS, epoch: int = 1, identity: LogIdentity = IDENTITY
+    folder: Path,
+    limits: Limits = LIMITS,
+    epoch: int = 1,
+    identity: LogIdentity = IDENTITY,
+    on_fatal: Callable[[BaseException], None] | None = None,
 ) -> tuple[Engine, list[BaseException]]:
     """Recover a folder into an engine of this process, not started; and what is fatal to it."""
     log = LmdbLog(folder / "log", identity, epoch, limits.log_map_bytes)
@@ -48,13 +52,19 @@ def open_here(
     fatal: list[BaseException] = []
     wall = ManualClock(START_US + epoch * 10**9)
     clock = HybridClock(wall, log.last.draft.time_us if log.last else 0)
-    engine = Engine(identity, ledger, store, writer, wall, clock, limits, folder, fatal.append)
+    on_fatal = on_fatal or fatal.append
+    engine = Engine(identity, ledger, store, writer, wall, clock, limits, folder, on_fatal)
     return engine, fatal
 
 
-def recovers(folder: Path, limits: Limits = LIMITS, epoch: int = 10**6) -> None:
+def recovers(
+    folder: Path,
+    limits: Limits = LIMITS,
+    epoch: int = 10**6,
+    identity: LogIdentity = IDENTITY,
+) -> None:
     """Do what a node does before it serves; raise what makes it refuse."""
-    engine, _ = open_here(folder, limits, epoch)
+    engine, _ = open_here(folder, limits, epoch, identity)
     engine.store.state.close()
     engine.store.log.close()
 
