@@ -105,7 +105,15 @@ class Story:
     def states(self, account: int, asked: tuple[int, int], **changes: Any) -> None:
         """Somebody reads an account's statement; `changes` are made to its last line."""
         lines = [
-            Line(*each[:3], *each[5:9])
+            Line(
+                each.log_id,
+                each.sequence,
+                each.time_us,
+                each.change_minor,
+                each.balance_minor,
+                each.key,
+                each.member,
+            )
             for each in self.ledger.postings
             if each.account_id == account
         ]
