@@ -64,6 +64,7 @@ class Sum:
 @click.option("--fault", "only", multiple=True, type=click.Choice([*COURSES]), help="Only these.")
 @click.option("--bug", type=click.Choice([*MUTANTS]), help="Plant a bug, which should be found.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Leave data and logs here.")
+@click.option("--trace", is_flag=True, help="Say what befell each cluster, and when.")
 @click.option("--json", "as_json", is_flag=True, help="Say what it came to for programs.")
 @click.option("--inside", is_flag=True, hidden=True)
 def main(
@@ -75,6 +76,7 @@ def main(
     only: tuple[str, ...],
     bug: str | None,
     keep: Path | None,
+    trace: bool,
     as_json: bool,
     inside: bool,
 ) -> None:
@@ -98,7 +100,7 @@ def main(
         bug=bug,
     )
     console.print(f"{minutes:g} minutes from seed {first}")
-    done = play_rounds(console, plans, minutes * 60, keep)
+    done = play_rounds(console, plans, minutes * 60, keep, trace=trace)
     if as_json:
         click.echo(json.dumps(vars(done)))
     else:
@@ -107,7 +109,9 @@ def main(
         sys.exit(1)
 
 
-def play_rounds(console: Console, plan: Plan, seconds: float, keep: Path | None) -> Sum:
+def play_rounds(
+    console: Console, plan: Plan, seconds: float, keep: Path | None, *, trace: bool = False
+) -> Sum:
     """Play until the time is over; a broken promise, or a Ctrl-C, ends it sooner."""
     done, started_s = Sum(), time.monotonic()
     try:
@@ -120,9 +124,12 @@ def play_rounds(console: Console, plan: Plan, seconds: float, keep: Path | None)
                 done.seconds = time.monotonic() - started_s
                 advance(round(min(done.seconds, seconds) - shown))
                 shown = min(done.seconds, seconds)
-                if one.violations:
+                if trace or one.violations or one.stuck:
+                    console.print("\n".join(one.said), markup=False, highlight=False)
+                if one.violations or one.stuck:
                     tell(console, plan.seed, one)
                     done.violations = [f"{each.rule.name}: {each.what}" for each in one.violations]
+                    done.violations += [f"stuck: {one.stuck}"] if one.stuck else []
                 plan = plan.next()
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -130,9 +137,9 @@ def play_rounds(console: Console, plan: Plan, seconds: float, keep: Path | None)
 
 
 def tell(console: Console, seed: int, one: Round) -> None:
-    """Say which promises a round broke, and what befell it."""
-    for line in one.said:
-        console.print(line, markup=False, highlight=False)
+    """Say which promises a round broke."""
+    if one.stuck:
+        console.print(f"the cluster did not come to rest: {one.stuck}", markup=False)
     by_rule = Counter(each.rule for each in one.violations)
     console.print(f"seed {seed}: a promise was broken")
     for rule, count in by_rule.items():

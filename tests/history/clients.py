@@ -196,7 +196,8 @@ class Client:
         return invoked_ns, time.monotonic_ns(), answer
 
     async def look_at(self, account: int) -> None:
-        """Read an account in every way."""
+        """Read an account in every way, its statement whole."""
+        await self._ask_whole_statement(account)
         await self._ask_balance(account)
         await self._ask_flows(account, 0, EVER_US)
         await self._ask_series(account)
@@ -282,7 +283,7 @@ class Client:
             lines = tuple(map(_line, reversed(page.entries)))
             self.book.history.statements.append(Statement(account, invoked_ns, answered_ns, lines))
 
-    async def whole_statement(self, account: int) -> None:
+    async def _ask_whole_statement(self, account: int) -> None:
         """Read all of it, page by page."""
         invoked_ns = time.monotonic_ns()
         entries = self.wallet.entries(account, currency=GOLD, order=EntryOrder.OLDEST_FIRST)

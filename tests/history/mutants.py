@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster import shard_pool
 from cluster.clock import HybridClock
 from cluster.rpc import Fault
 from coordinator import two_phase
@@ -130,7 +129,7 @@ def takes_lost_answers_for_no() -> None:
     def definite(self: Fault, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **{**kwargs, "indefinite": False})
 
-    init = shard_pool.Fault.__init__
+    init = Fault.__init__
     replace(Fault, "__init__", definite)
 
 
