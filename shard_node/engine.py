@@ -7,9 +7,6 @@ its last record is durable. A question about an instant first moves the clock pa
 seals the block that is open, so nothing can be posted at or before it any more; then it waits until
 what the account shows is durable; then it is answered from memory, state and log in one turn.
 
-That must hold after a crash as well, when only the wall clock and the log tell what time it is. So
-who asks about an instant that lies ahead of both waits until a stamp as late as that is durable.
-
 `checkpoints` takes checkpoints, one at a time, whenever enough has gathered. If the next would
 gather `CHECKPOINT_BACKLOG` times as much before the one under way is committed, the applier waits:
 memory stays bounded, callers feel it, and admission refuses new ones when the queue is full.
@@ -32,7 +29,6 @@ from shard_node.checkpoints import Checkpoints
 from shard_node.committer import Committer
 from shard_node.errors import (
     AccountNotFoundError,
-    BadRequestError,
     OverloadedError,
     ShardNodeError,
     SpaceExhaustedError,
@@ -40,6 +36,7 @@ from shard_node.errors import (
     StoppingError,
     TransferNotFoundError,
 )
+from shard_node.instants import Instants
 from shard_node.ledger import StatusChange
 from shard_node.recorded import read_outcome, read_recorded
 from shard_node.records import BLOCK_BYTES_MAX
@@ -127,7 +124,7 @@ class Engine:
             self._after_checkpoint,
             on_fatal,
         )
-        self._wall = wall
+        self._instants = Instants(ledger, store, wall, clock, self._seal)
         self._clock = clock
         self._on_fatal = on_fatal
         self._queue: deque[Work] = deque()
@@ -136,16 +133,12 @@ class Engine:
         self._relief = asyncio.Event()
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._epoch = 0
-        # Of the record that bears the latest stamp somebody was promised; see `_promise`.
-        self._promise_sequence = 0
 
     # --- life -----------------------------------------------------------------------------------
 
     async def start(self, epoch: int) -> None:
         """Begins its tasks, and the epoch in the log; returns when that is durable."""
         self.space.look()
-        self._epoch = epoch
         self.ledger.block.begin(self._clock.tick())
         self.ledger.begin_epoch(epoch)
         for each in (self.committer.run(), self._apply(), self._checkpoints.run()):
@@ -302,37 +295,7 @@ class Engine:
         Raises:
             BadRequestError: it lies in the future, naming `field`.
         """
-        wall_us = self._wall.now_us()
-        instant_us = instant_us or max(wall_us, self._recorded_us)
-        if not self._clock.advance_past(instant_us):
-            raise BadRequestError(field, f"{instant_us} lies in the future")
-        if instant_us > max(wall_us, self._durable_us):
-            self._promise(instant_us)
-        if self.ledger.block.stamp_us <= instant_us:
-            self._seal()
-        return instant_us
-
-    def _promise(self, instant_us: int) -> None:
-        """Sees to it that the log gets a stamp as late as an instant, where it has none yet."""
-        block = self.ledger.block
-        if self._recorded_us < instant_us:
-            self._seal()
-            block.begin(self._clock.tick())
-            self.ledger.begin_epoch(self._epoch)
-        self._promise_sequence = self.ledger.sequence
-
-    @property
-    def _durable_us(self) -> int:
-        """The stamp of the latest durable block."""
-        last = self.store.log.last
-        return last.draft.time_us if last else 0
-
-    @property
-    def _recorded_us(self) -> int:
-        """The stamp of the latest record, durable or not."""
-        if self.ledger.block.count:
-            return self.ledger.block.stamp_us
-        return self.store.sealed[-1].time_us if self.store.sealed else self._durable_us
+        return self._instants.settle(instant_us, field)
 
     async def settle_account(self, account_id: int) -> Account:
         """Waits until all that an account shows now is durable; returns the account.
@@ -347,7 +310,7 @@ class Engine:
         """
         self.account(account_id)
         now_us = self._clock.last_us
-        await self.committer.durable(self._promise_sequence)
+        await self.committer.durable(self._instants.promise_sequence)
         account, sequence = self.account(account_id), 0
         while account.latest_sequence() > sequence:
             # An account's entries are in order of time: behind one that is later, all are.

@@ -211,7 +211,10 @@ class Client:
             self.book.latest_us = max(self.book.latest_us, told.as_of_us)
             held = told.of(GOLD)
             minor, latest_us = (held.posted_minor, held.latest_entry_time_us) if held else (0, 0)
-            look = Look(account, invoked_ns, answered_ns, 0, told.as_of_us, True, minor, latest_us)  # noqa: FBT003 - now
+            look = Look(
+                account, invoked_ns, answered_ns, 0, told.as_of_us,
+                is_now=True, balance_minor=minor, latest_us=latest_us,
+            )  # fmt: skip
             self.book.history.looks.append(look)
 
     async def _flows(self) -> None:
@@ -224,8 +227,10 @@ class Client:
 
     async def _ahead(self) -> None:
         """At an instant that is not over yet."""
+        account = self._account()
+        await self._ask_balance(account)  # which tells what time it is there
         as_of_us = self.book.latest_us + self.rng.randrange(1, AHEAD_US)
-        await self._ask_flows(self._account(), as_of_us, EVER_US)
+        await self._ask_flows(account, as_of_us, EVER_US)
 
     async def _ask_flows(self, account: int, as_of_us: int, window_us: int) -> None:
         heard = await self._timed(

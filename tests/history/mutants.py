@@ -6,7 +6,7 @@ the mistake would; what makes it show sooner (a slow disk, say) is no bug by its
 
 from __future__ import annotations
 
-import time
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shard_node.books import Account
 
 SLOW_S: Final = 0.1  # of a disk on which what is not synced can be seen, and lost
-AGO_US: Final = 100_000
+AGO_US: Final = 2_000_000
 
 
 def slow_disk() -> None:
@@ -36,7 +36,7 @@ def slow_disk() -> None:
     append = LmdbLog.append
 
     def slowly(self: LmdbLog, drafts: Any) -> None:
-        time.sleep(SLOW_S)
+        threading.Event().wait(SLOW_S)
         append(self, drafts)
 
     replace(LmdbLog, "append", slowly)
@@ -79,7 +79,7 @@ def answers_for_a_while_ago() -> None:
 
     def ago(self: Engine, instant_us: int, field: str) -> int:
         if not instant_us:
-            instant_us = max(self._wall.now_us(), self._clock.last_us) - AGO_US
+            instant_us = max(self._instants._wall.now_us(), self._clock.last_us) - AGO_US
         return settle(self, instant_us, field)
 
     settle = Engine.settle_instant
