@@ -28,6 +28,10 @@ test: $(ETCD) $(COMPILED) ## run every test
 simulate: $(INSTALLED) ## play 20,000 schedules of shards and coordinators under faults
 	$(PY) -m tests.simulation --schedules 20000
 
+.PHONY: torture
+torture: $(ETCD) ## torment real clusters for 10 minutes and check every answer
+	$(PY) -m tests.history --minutes 10
+
 .PHONY: check
 check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothing
 	$(PY) -m ruff format --check .

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from scripts.progress import progress
 from tests.history import clocks, namespaces
-from tests.history.faults import COURSES, QUICK
+from tests.history.faults import COURSES, LONG_S, QUICK, SHORT_S
 from tests.history.mutants import MUTANTS
 from tests.history.rig import Plan, Round, play
 from tests.support import seed_of_run
@@ -95,6 +95,7 @@ def main(
         first,
         min(round_seconds, minutes * 60),
         only or (MUTANTS[bug].kinds if bug else QUICK if quick else tuple(COURSES)),
+        SHORT_S if quick else LONG_S,
         has_network=not no_network,
         has_clocks=not no_clocks,
         bug=bug,

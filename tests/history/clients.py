@@ -18,6 +18,7 @@ from doubloon import (
     Entry,
     EntryOrder,
     Fault,
+    FaultCode,
     FaultError,
     Group,
     NotFound,
@@ -43,6 +44,8 @@ HOURS: Final = 3
 SERIES_HOURS: Final = 5  # read of a series at most, since a clock may have jumped
 RECENT: Final = 50  # a key is as likely asked for again when it is so young as when it is old
 PAUSE_S: Final = 0.4  # a breath after a fault: a router that is away need not be asked for ever
+
+NO_ANSWER: Final = Fault(FaultCode.DEADLINE_EXCEEDED, "nobody waits any more", indefinite=True)
 
 T = TypeVar("T")
 
@@ -163,11 +166,19 @@ class Client:
                 heard = await self.wallet.transfer_batch(transfers)
         except FaultError as error:
             heard = [error.fault] * len(items)
+        except asyncio.CancelledError:  # it was asked for, all the same
+            self._hear(items, invoked_ns, [NO_ANSWER] * len(items))
+            raise
+        self._hear(items, invoked_ns, heard)
+        if all(isinstance(each, Fault) or each.fault for each in heard):
+            await asyncio.sleep(PAUSE_S * self.rng.random())
+
+    def _hear(
+        self, items: Sequence[Item], invoked_ns: int, heard: Sequence[Result | Fault]
+    ) -> None:
         answered_ns = time.monotonic_ns()
         for item, result in zip(items, heard, strict=True):
             self.book.hear(item, invoked_ns, answered_ns, result)
-        if all(isinstance(each, Fault) or each.fault for each in heard):
-            await asyncio.sleep(PAUSE_S * self.rng.random())
 
     async def _ask_one(self, t: Transfer) -> TransferResult:
         return await self.wallet.transfer(

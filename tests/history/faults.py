@@ -47,6 +47,7 @@ class Faults:
         rng: chooses.
         kinds: of faults; see `COURSES`.
         said: told of everything as it happens.
+        long_s: how long what is to last longer than leases lasts.
 
     Attributes:
         counts: how many of each kind have been.
@@ -56,6 +57,7 @@ class Faults:
     rng: random.Random
     kinds: tuple[str, ...]
     said: Callable[[str], None]
+    long_s: tuple[float, float] = LONG_S
     counts: Counter[str] = field(default_factory=Counter)
     _struck: set[Process] = field(default_factory=set)
 
@@ -106,7 +108,7 @@ class Faults:
 
     async def suspend(self, victim: Process) -> None:
         """Suspended for longer than its lease lives."""
-        await self._suspend(victim, LONG_S)
+        await self._suspend(victim, self.long_s)
 
     async def stall(self, victim: Process) -> None:
         """Suspended for a moment, about as long as a call may take."""
@@ -123,7 +125,7 @@ class Faults:
         """Killed, and away for longer than leases live."""
         del victim
         self.cluster.etcd.kill()
-        await self._pass(LONG_S)
+        await self._pass(self.long_s)
         await asyncio.to_thread(self.cluster.etcd.start)
 
     async def suspend_etcd(self, victim: Process) -> None:
@@ -131,7 +133,7 @@ class Faults:
         del victim
         self.cluster.etcd.suspend()
         try:
-            await self._pass(LONG_S)
+            await self._pass(self.long_s)
         finally:
             self.cluster.etcd.resume()
 
@@ -160,7 +162,7 @@ class Faults:
             await self._pass((0.05, 0.5))
 
     async def _rules(self, victim: Process, *rules: str) -> None:
-        between_s = LONG_S if self.rng.random() < 0.3 else SHORT_S
+        between_s = self.long_s if self.rng.random() < 0.3 else SHORT_S
         with self._network.rules(victim, *rules):
             await self._pass(between_s)
 
@@ -178,7 +180,7 @@ class Faults:
     async def jump(self, victim: Process) -> None:
         """Its clock is seconds ahead or behind for a while, and true again after that."""
         self._clocks.set(victim, self.rng.randrange(-FAR_US, FAR_US))
-        await self._pass(LONG_S)
+        await self._pass(self.long_s)
         self._clocks.set(victim, 0)
 
     async def set_back(self, victim: Process) -> None:

@@ -18,7 +18,7 @@ from tests.history.book import Book
 from tests.history.checker import check
 from tests.history.clients import IMPATIENT, IMPATIENT_S, Client
 from tests.history.clocks import Clocks
-from tests.history.faults import CLOCK, COURSES, NETWORK, Faults
+from tests.history.faults import CLOCK, COURSES, LONG_S, NETWORK, Faults
 from tests.history.faulty_cluster import SHARDS, FaultyCluster, World
 from tests.history.logs import read_ledger
 from tests.history.namespaces import Namespaces
@@ -49,6 +49,7 @@ class Plan:
         seed: of all that is random in it, but for what processes do.
         seconds: under load and faults; what comes before and after is not counted.
         kinds: of faults.
+        long_s: see `Faults`.
         has_network, has_clocks: whether the processes get their own.
         bug: to plant; its name is in `MUTANTS`.
     """
@@ -56,6 +57,7 @@ class Plan:
     seed: int
     seconds: float
     kinds: tuple[str, ...] = tuple(COURSES)
+    long_s: tuple[float, float] = LONG_S
     has_network: bool = False
     has_clocks: bool = False
     bug: str | None = None
@@ -112,6 +114,7 @@ async def play(plan: Plan, folder: Path) -> Round:
                 rng,
                 plan.possible,
                 lambda what: said.append(f"{time.monotonic() - started_s:7.2f} s  {what}"),
+                plan.long_s,
             )
             stuck = ""
             try:
