@@ -27,9 +27,10 @@ from scripts.progress import progress
 from tests.history import clocks, namespaces
 from tests.history.faults import COURSES, LONG_S, QUICK, SHORT_S
 from tests.history.mutants import MUTANTS
-from tests.history.rig import Plan, Round, play
+from tests.history.rig import SETTLE_S, Plan, Round, play
 from tests.support import seed_of_run
 
+BUG_SETTLES_S = 15.0  # a cluster with a bug may never come to rest, and need not
 SHOWN_MAX = 10  # violations of one rule that are told
 
 
@@ -96,6 +97,7 @@ def main(
         min(round_seconds, minutes * 60),
         only or (MUTANTS[bug].kinds if bug else QUICK if quick else tuple(COURSES)),
         SHORT_S if quick else LONG_S,
+        BUG_SETTLES_S if bug else SETTLE_S,
         has_network=not no_network,
         has_clocks=not no_clocks,
         bug=bug,

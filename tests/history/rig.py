@@ -50,6 +50,7 @@ class Plan:
         seconds: under load and faults; what comes before and after is not counted.
         kinds: of faults.
         long_s: see `Faults`.
+        settle_s: how long it may take to come to rest.
         has_network, has_clocks: whether the processes get their own.
         bug: to plant; its name is in `MUTANTS`.
     """
@@ -58,6 +59,7 @@ class Plan:
     seconds: float
     kinds: tuple[str, ...] = tuple(COURSES)
     long_s: tuple[float, float] = LONG_S
+    settle_s: float = SETTLE_S
     has_network: bool = False
     has_clocks: bool = False
     bug: str | None = None
@@ -154,7 +156,7 @@ async def _play(cluster: FaultyCluster, faults: Faults, book: Book, plan: Plan) 
             over.set()
         faults.said("the load has ended")
         patient = Client(wallet, admin, town, book, random.Random(plan.seed))
-        await _settle(live, patient)
+        await _settle(live, patient, plan.settle_s)
         faults.said("all is settled")
         await _look_at_everything(patient)
         faults.said("all has been read")
@@ -188,21 +190,21 @@ async def _run_client(
         client.stopping = True
 
 
-async def _settle(live: LiveCluster, patient: Client) -> None:
+async def _settle(live: LiveCluster, patient: Client, settle_s: float) -> None:
     """Ask once more for much that is old, and for all that is not known until it is.
 
     Returns when nothing is in doubt anywhere.
     """
     items = patient.book.items
-    await _ask_all(patient, patient.rng.sample(items, min(REPEATED, len(items))))
-    async with asyncio.timeout(SETTLE_S):
+    async with asyncio.timeout(settle_s):
+        await _ask_all(patient, patient.rng.sample(items, min(REPEATED, len(items))))
         while patient.book.doubts:
             await _ask_all(patient, list(patient.book.doubts.values()))
     await until_status(
         live,
         lambda s: not any(x.transactions_prepared + x.transactions_unfinished for x in s.shards),
         "nothing is in doubt or unfinished",
-        SETTLE_S,
+        settle_s,
     )
 
 
