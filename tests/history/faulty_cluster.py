@@ -83,7 +83,10 @@ class FaultyCluster(LocalCluster):
         bug = self.world.bug
         if bug is None or MUTANTS[bug].room != room:
             bug = "-"
+        # Compiled cores cannot be changed: what has a bug runs the sources.
+        sources = () if bug == "-" else ("env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH")
         return (
+            *sources,
             *(network.prefix((role, number)) if network else ()),
             *(clocks.prefix((role, number)) if clocks else ()),
             *(python, dash_m, "tests.history.launch", bug, room),

@@ -9,8 +9,6 @@ import sys
 import threading
 import time
 
-from tests.history.mutants import MUTANTS
-
 
 def main() -> None:
     """Plants the bug and runs the room."""
@@ -18,6 +16,8 @@ def main() -> None:
     # Under libfaketime the system's sleep does not take the times that Python gives it.
     setattr(time, "sleep", _sleep)  # noqa: B010 - an assignment would promise more than it takes
     if bug != "-":
+        from tests.history.mutants import MUTANTS  # noqa: PLC0415 - it takes every room with it
+
         MUTANTS[bug].install()
     sys.argv = [room, *arguments]
     runpy.run_module(room, run_name="__main__", alter_sys=True)
