@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 
-from cluster.clock import HybridClock
 from cluster.packed import RESOLUTION, Fate
 from shard_node import engine as engine_module
 from shard_node.engine import CHECKPOINT_BACKLOG
@@ -21,7 +20,7 @@ from shard_node.ledger import COMPLETED
 from shard_node.legs import STATUS_FROZEN
 from shard_node.limits import Limits
 from shard_node.records import BLOCK_BYTES_MAX
-from tests.support.engines import Result, Running, bodies_of, body, results_of, running, settle
+from tests.support.engines import Result, bodies_of, body, results_of, running, settle
 
 SEALED_BLOCKS_MAX = engine_module.SEALED_BYTES_MAX // BLOCK_BYTES_MAX
 
@@ -180,46 +179,6 @@ async def test_an_instant_in_the_future_is_refused_and_moves_nothing() -> None:
             it.engine.settle_instant(it.wall.now_us() + 1_000_001, "as_of_us")
         assert caught.value.field == "as_of_us"
         assert it.engine.clock_us == before
-
-
-async def test_what_was_answered_for_an_instant_ahead_holds_after_a_crash() -> None:
-    async with running() as it:
-        instant_us = it.engine.settle_instant(it.wall.now_us() + 900_000, "as_of_us")
-        await it.engine.settle_account(1)
-        assert first_stamp_after_a_crash(it) > instant_us
-
-
-async def test_what_was_answered_for_now_holds_after_a_crash() -> None:
-    """Also when the clock had followed another shard's, or its own before it was set back."""
-    async with running() as it:
-        it.engine.observe(it.wall.now_us() + 900_000)
-        await it.execute(body(1, 1, 2))
-        it.wall.advance(-5_000_000)
-        await it.hold_log()
-        it.begin(body(2, 1, 2))
-        await settle()
-        now_us = it.engine.settle_instant(0, "as_of_us")
-        asked = asyncio.ensure_future(it.engine.settle_account(9))  # which has no part in it
-        await settle()
-        assert not asked.done(), "nothing that bears such a stamp is durable"
-        it.log.let_go()
-        await asked
-        assert first_stamp_after_a_crash(it) > now_us
-
-
-async def test_an_instant_that_is_over_costs_no_record() -> None:
-    async with running() as it:
-        it.wall.advance(10)
-        before = it.engine.ledger.sequence
-        for instant_us in (0, it.wall.now_us(), it.wall.now_us() - 5):
-            it.engine.settle_instant(instant_us, "as_of_us")
-        assert it.engine.ledger.sequence == before
-
-
-def first_stamp_after_a_crash(it: Running) -> int:
-    """What a node that takes over gives its first record, by the wall clock as it stands."""
-    durable = list(it.log.blocks(1))
-    return HybridClock(it.wall, durable[-1].draft.time_us).tick()
 
 
 # --- what is not there --------------------------------------------------------------------------
