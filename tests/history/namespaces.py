@@ -34,9 +34,11 @@ def missing() -> str:
         return "network namespaces need root"
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"no {' and no '.join(absent)} (Debian's iproute2, nftables and util-linux)"
-    probe = subprocess.run([*INSIDE, "nft", "-f", "-"], input=_TABLE, text=True,
-                           capture_output=True, check=False)  # fmt: skip
-    return f"no namespace with nftables: {probe.stderr.strip()[:100]}" if probe.returncode else ""
+    made = "ip link add a type veth peer name b && ip link add hub type bridge && nft -f -"
+    probe = subprocess.run(
+        [*INSIDE, "sh", "-c", made], input=_TABLE, text=True, capture_output=True, check=False
+    )
+    return f"namespaces lack something: {probe.stderr.strip()[:100]}" if probe.returncode else ""
 
 
 class Namespaces:

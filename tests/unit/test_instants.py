@@ -1,4 +1,4 @@
-"""What was answered for an instant holds after a crash, when only wall clock and log tell the time."""
+"""What was answered for an instant holds after a crash: wall clock and log tell the time then."""
 
 import asyncio
 
