@@ -34,7 +34,7 @@ def missing() -> str:
         return "network namespaces need root"
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"no {' and no '.join(absent)} (Debian's iproute2, nftables and util-linux)"
-    made = "ip link add a type veth peer name b && ip link add hub type bridge && nft -f -"
+    made = "ip link add one type veth peer name two && ip link add hub type bridge && nft -f -"
     probe = subprocess.run(
         [*INSIDE, "sh", "-c", made], input=_TABLE, text=True, capture_output=True, check=False
     )
