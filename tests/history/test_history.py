@@ -10,7 +10,7 @@ from tests.history.faults import CLOCK, COURSES, NETWORK, Faults
 from tests.history.mutants import MUTANTS
 from tests.support import ROOT
 
-SECONDS = 5
+SECONDS = 4
 LASTS_S = 110.0  # at most, on a busy machine; alone a fifth of it
 
 pytestmark = pytest.mark.slow
