@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 Key = tuple[int, bytes]
 """The first source and the transfer's or group's id."""
@@ -220,6 +220,10 @@ class Rule(enum.Enum):
     BACK = "a read shows less than an earlier one"
     FUTURE = "a read shows what nobody had asked for yet"
     BOOKS = "the books between shards do not agree"
+
+
+AT_REST: Final = frozenset({Rule.ATOMIC, Rule.IN_DOUBT, Rule.OPEN})
+"""What can only be judged once nothing is under way any more."""
 
 
 class Violation(NamedTuple):
