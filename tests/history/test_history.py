@@ -26,7 +26,8 @@ def test_a_short_history_breaks_no_promise(seed: int) -> None:
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=LASTS_S, check=False
     )
-    assert done.returncode == 0, done.stderr
+    sys.stderr.write(done.stderr)  # which also says what this machine does not allow
+    assert done.returncode == 0
     told = json.loads(done.stdout)
     assert told["rounds"] == 1
     assert told["records"] > 0
