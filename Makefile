@@ -34,6 +34,10 @@ crash: $(INSTALLED) $(COMPILED) ## fail, kill, cut the power of and damage a sha
 	$(PY) -m tests.crash power
 	$(PY) -m tests.crash damage
 
+.PHONY: torture
+torture: $(ETCD) ## torment real clusters for 10 minutes and check every answer
+	$(PY) -m tests.history --minutes 10
+
 .PHONY: check
 check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothing
 	$(PY) -m ruff format --check .

@@ -24,9 +24,8 @@ import structlog
 
 from cluster.membership import ClusterView, Membership, MembershipUnavailable
 from cluster.rpc import Fault
-from cluster.shard_client import EXECUTE_TRANSFERS, Method, Q, R, ShardClient
+from cluster.shard_client import Method, Q, R, ShardClient
 from cluster.topology import Topology
-from doubloon.v1 import shard_service_pb2 as shard
 
 # A node that restarts in place answers again within some tens of milliseconds; half a second
 # between tries costs the node nothing while it is away for longer.
@@ -124,8 +123,18 @@ class ShardPool:
         request: Q,
         topology_version: int,
         deadline_s: float,
+        with_doubt: Callable[[R], R] | None = None,
     ) -> R:
         """Ask a shard, again while it is unavailable, until the deadline.
+
+        Args:
+            shard_id: whom.
+            method: what to call.
+            request: with what.
+            topology_version: by which it was made.
+            deadline_s: when to stop.
+            with_doubt: makes of an answer what it is worth when an earlier try's was lost, and may
+                yet take effect: for answers that say of single items that nothing happened.
 
         Raises:
             Fault: the last try's; indefinite when any try may have reached the node.
@@ -136,10 +145,13 @@ class ShardPool:
             target = target_of(self._membership.view, shard_id)
             try:
                 client = self._client(shard_id, target)
-                return await client.call(method, request, topology_version, _time_left(deadline_s))
+                left_s = _time_left(deadline_s)
+                answer = await client.call(method, request, topology_version, left_s)
             except Fault as fault:
                 reached = reached or fault.indefinite
                 last = fault
+            else:
+                return with_doubt(answer) if with_doubt and reached else answer
             if _is_worth_retrying(last, topology_version) and not self._closed:
                 # Without a target there is nothing to try until the view changes.
                 pause_s = backoff_s * self._rng.uniform(0.5, 1.0) if target else math.inf
@@ -148,25 +160,6 @@ class ShardPool:
                 if remaining_s(deadline_s) > 0:
                     continue
             raise as_indefinite(last) if reached else last
-
-    async def execute_transfers(
-        self,
-        shard_id: int,
-        bodies: bytes,
-        metadata: bytes,
-        topology_version: int,
-        deadline_s: float,
-    ) -> bytes:
-        """Have a shard execute packed transfers; return their packed results.
-
-        Raises:
-            Fault: as `call`.
-        """
-        request = shard.ExecuteTransfersRequest(bodies=bodies, metadata=metadata)
-        response = await self.call(
-            shard_id, EXECUTE_TRANSFERS, request, topology_version, deadline_s
-        )
-        return response.results
 
     async def call_for_account(
         self, account_id: int, method: Method[Q, R], request: Q, deadline_s: float

@@ -10,12 +10,13 @@ import random
 from typing import Final
 
 from cluster.packed import GROUPS_MAX
-from cluster.shard_client import EXECUTE_GROUPS
+from cluster.shard_client import EXECUTE_GROUPS, EXECUTE_TRANSFERS
 from cluster.shard_pool import ShardPool
 from doubloon.v1 import shard_service_pb2 as shard
 from router.busy import execute_patiently
 from router.coordinators import CoordinatorPool
 from router.lanes import CALLS_IN_FLIGHT_MAX, QUEUED_TRANSFERS_MAX, Lanes, crossing_lanes
+from router.results import with_doubt
 from router.routing import Packed
 
 COORDINATORS: Final = 0
@@ -43,7 +44,7 @@ class Routes:
     ) -> None:
         self._pool = pool
         self._rng = rng
-        self._transfers = Lanes(pool.execute_transfers, calls_max, queued_max)
+        self._transfers = Lanes(self._send_transfers, calls_max, queued_max)
         self._groups = Lanes(self._send_groups, calls_max, queued_max, items_max=GROUPS_MAX)
         self._crossing = crossing_lanes(coordinators.execute, queued_max)
 
@@ -106,6 +107,20 @@ class Routes:
             deadline_s,
         )
 
+    async def _send_transfers(
+        self,
+        shard_id: int,
+        bodies: bytes,
+        metadata: bytes,
+        topology_version: int,
+        deadline_s: float,
+    ) -> bytes:
+        request = shard.ExecuteTransfersRequest(bodies=bodies, metadata=metadata)
+        response = await self._pool.call(
+            shard_id, EXECUTE_TRANSFERS, request, topology_version, deadline_s, _transfers_in_doubt
+        )
+        return response.results
+
     async def _send_groups(
         self,
         shard_id: int,
@@ -116,6 +131,20 @@ class Routes:
     ) -> bytes:
         request = shard.ExecuteGroupsRequest(bodies=bodies, metadata=metadata)
         response = await self._pool.call(
-            shard_id, EXECUTE_GROUPS, request, topology_version, deadline_s
+            shard_id, EXECUTE_GROUPS, request, topology_version, deadline_s, _groups_in_doubt
         )
         return response.results
+
+
+# What stands in an item's way when it is asked for again did not, perhaps, when it was asked for
+# first: that call may still be on its way to the shard.
+
+
+def _transfers_in_doubt(
+    response: shard.ExecuteTransfersResponse,
+) -> shard.ExecuteTransfersResponse:
+    return shard.ExecuteTransfersResponse(results=with_doubt(response.results))
+
+
+def _groups_in_doubt(response: shard.ExecuteGroupsResponse) -> shard.ExecuteGroupsResponse:
+    return shard.ExecuteGroupsResponse(results=with_doubt(response.results))

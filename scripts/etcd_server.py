@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 BINARY_VARIABLE = "DOUBLOON_ETCD_BINARY"
+LOOPBACK = "127.0.0.1"
 # Long enough for a cold disk; a warm one takes half a second.
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
@@ -119,7 +120,9 @@ def _examine(path: Path, source: str) -> EtcdBinary:
 
 
 class EtcdProcess:
-    """One etcd server on loopback, alone in its cluster, with a data folder of its own.
+    """One etcd server, alone in its cluster, with a data folder of its own.
+
+    It listens on loopback, but for who made a network of its own and says so (`host`).
 
     Attributes:
         client: `host:port` for clients; the same after every restart.
@@ -136,8 +139,10 @@ class EtcdProcess:
         peer_port: int = 0,
         tls: ServerTls | None = None,
         options: Sequence[str] = (),
+        host: str = LOOPBACK,
     ) -> None:
         self.binary = binary
+        self._host = host
         self.data_dir = data_dir
         self.log_file = log_file or data_dir.parent / f"{data_dir.name}.log"
         self._tls = tls
@@ -154,7 +159,7 @@ class EtcdProcess:
     @property
     def client(self) -> str:
         """`host:port` for clients."""
-        return f"127.0.0.1:{self._client_port}"
+        return f"{self._host}:{self._client_port}"
 
     @property
     def pid(self) -> int:
@@ -269,14 +274,15 @@ def start_etcd(
     log_file: Path | None = None,
     tls: ServerTls | None = None,
     options: Sequence[str] = (),
+    host: str = LOOPBACK,
 ) -> EtcdProcess:
-    """Start an etcd server on free loopback ports and wait until it serves.
+    """Start an etcd server on free ports, of loopback unless told otherwise, and wait for it.
 
     Raises:
         EtcdServerError: there is none, or it does not start.
     """
     binary = binary or find_etcd()
-    made = EtcdProcess(binary, data_dir, log_file=log_file, tls=tls, options=options)
+    made = EtcdProcess(binary, data_dir, log_file=log_file, tls=tls, options=options, host=host)
     for attempt in range(START_ATTEMPTS):
         try:
             made.start()

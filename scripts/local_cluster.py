@@ -22,7 +22,7 @@ from cluster.membership import COORDINATOR_ROLE, SHARD_NODE_ROLE, ClusterView, M
 from cluster.topology import Topology
 from doubloon.v1 import admin_service_pb2, admin_service_pb2_grpc
 from scripts import compiled
-from scripts.etcd_server import EtcdProcess, start_etcd
+from scripts.etcd_server import LOOPBACK, EtcdProcess, start_etcd
 from scripts.processes import ManagedProcess, ProcessRecord, end_all, start_mark, tail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +57,7 @@ class LocalCluster:
         shard_options: further command-line options for every shard node.
         router_options: further command-line options for every router.
         coordinator_options: further command-line options for every coordinator.
+        etcd_host: the address that etcd listens on.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LocalCluster:
         shard_options: Sequence[str] = (),
         router_options: Sequence[str] = (),
         coordinator_options: Sequence[str] = (),
+        etcd_host: str = LOOPBACK,
     ) -> None:
         if coordinators is None:
             coordinators = int(shards > 1)
@@ -82,6 +84,7 @@ class LocalCluster:
             **{(ROUTER, n): tuple(router_options) for n in range(1, routers + 1)},
         }
         self._allow_imports = allow_imports
+        self._etcd_host = etcd_host
         self._shard_ids = range(1, shards + 1)
         self._processes: dict[tuple[str, int], ManagedProcess] = {}
         self._spawned_us: dict[tuple[str, int], int] = {}
@@ -173,7 +176,9 @@ class LocalCluster:
 
     async def _start_etcd(self) -> EtcdProcess:
         data, log = self.folder / "data" / "etcd", self.folder / "logs" / "etcd.log"
-        starting = asyncio.create_task(asyncio.to_thread(start_etcd, data, log_file=log))
+        starting = asyncio.create_task(
+            asyncio.to_thread(start_etcd, data, log_file=log, host=self._etcd_host)
+        )
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -242,7 +247,7 @@ class LocalCluster:
                 f"{self.folder} holds a cluster of {shards} shards, not {len(self._shard_ids)}"
             )
 
-    def _spawn(self, role: str, number: int, *options: str) -> None:
+    def _command(self, role: str, number: int, *options: str) -> tuple[str, ...]:
         common = ("--cluster", self.name, "--etcd", self.etcd.client, "--id", f"{role}-{number}")
         if role == SHARD:
             data = str(self.data_folder(role, number))
@@ -252,7 +257,10 @@ class LocalCluster:
         else:
             own = ("coordinator",)
         own_options = (*self._commands[role, number], *options)
-        command = (sys.executable, "-m", *own, *common, *own_options)
+        return (sys.executable, "-m", *own, *common, *own_options)
+
+    def _spawn(self, role: str, number: int, *options: str) -> None:
+        command = self._command(role, number, *options)
         self._spawned_us[role, number] = time.time_ns() // 1_000
         log = self.log_file(role, number)
         self._processes[role, number] = ManagedProcess(
@@ -277,7 +285,7 @@ class LocalCluster:
             )
             member = registered(view)
             assert member is not None, "the condition just waited for"
-            await _wait_serving(member.address)
+            await wait_serving(member.address)
 
         await self._alive_until(role, number, ready())
 
@@ -311,7 +319,7 @@ class LocalCluster:
             task.cancel()
 
 
-async def _wait_serving(address: str) -> None:
+async def wait_serving(address: str) -> None:
     """Follow the standard health service until it says SERVING."""
     async with rpc.channel(address) as channel:
         watch = channel.unary_stream(

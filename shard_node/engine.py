@@ -29,7 +29,6 @@ from shard_node.checkpoints import Checkpoints
 from shard_node.committer import Committer
 from shard_node.errors import (
     AccountNotFoundError,
-    BadRequestError,
     OverloadedError,
     ShardNodeError,
     SpaceExhaustedError,
@@ -37,6 +36,7 @@ from shard_node.errors import (
     StoppingError,
     TransferNotFoundError,
 )
+from shard_node.instants import Instants
 from shard_node.ledger import StatusChange
 from shard_node.recorded import read_outcome, read_recorded
 from shard_node.records import BLOCK_BYTES_MAX
@@ -124,7 +124,7 @@ class Engine:
             self._after_checkpoint,
             on_fatal,
         )
-        self._wall = wall
+        self._instants = Instants(ledger, store, wall, clock, self._seal)
         self._clock = clock
         self._on_fatal = on_fatal
         self._queue: deque[Work] = deque()
@@ -295,13 +295,7 @@ class Engine:
         Raises:
             BadRequestError: it lies in the future, naming `field`.
         """
-        if not instant_us:
-            instant_us = max(self._wall.now_us(), self._clock.last_us)
-        if not self._clock.advance_past(instant_us):
-            raise BadRequestError(field, f"{instant_us} lies in the future")
-        if self.ledger.block.stamp_us <= instant_us:
-            self._seal()
-        return instant_us
+        return self._instants.settle(instant_us, field)
 
     async def settle_account(self, account_id: int) -> Account:
         """Waits until all that an account shows now is durable; returns the account.
@@ -314,7 +308,9 @@ class Engine:
         Raises:
             AccountNotFoundError: it is not open.
         """
+        self.account(account_id)
         now_us = self._clock.last_us
+        await self.committer.durable(self._instants.promise_sequence)
         account, sequence = self.account(account_id), 0
         while account.latest_sequence() > sequence:
             # An account's entries are in order of time: behind one that is later, all are.

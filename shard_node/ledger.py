@@ -139,6 +139,7 @@ class Ledger:
             log_id, self.memory, self.block, self.transactions, poster, self.groups, self
         )
         self._store = store
+        self._epoch = 0
 
     @property
     def sequence(self) -> int:
@@ -341,7 +342,12 @@ class Ledger:
 
     def begin_epoch(self, epoch: int) -> None:
         """Records that the driver took over the log under this epoch."""
-        body = EPOCH.pack(epoch, self.block.stamp_us)
+        self._epoch = epoch
+        self.mark_time()
+
+    def mark_time(self) -> None:
+        """Records that it is as late as the open block says, and nothing else."""
+        body = EPOCH.pack(self._epoch, self.block.stamp_us)
         self.block.append(body, pack_bare_effects(RecordKind.EPOCH_BEGAN))
 
     # --- replay ---------------------------------------------------------------------------------

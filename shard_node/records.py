@@ -95,7 +95,8 @@ class RecordKind(enum.IntEnum):
     ACCOUNT_OPENED = 2
     ACCOUNT_STATUS_CHANGED = 3
     EPOCH_BEGAN = 4
-    """A shard node took over the log; the first record that it wrote."""
+    """A shard node took over the log: the first record that it wrote. Again under the same epoch
+    it only bears a stamp: somebody asked about an instant that was not over yet."""
     GROUP = 5
     """A group whose accounts are all on this shard and that completed: its legs follow. Or any
     group that was refused for good under its key."""

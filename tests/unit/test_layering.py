@@ -55,6 +55,8 @@ PURE_CORES = {
     "shard_node.recorded",
     "shard_node.records",
     "shard_node.transactions",
+    "tests.history.checker",
+    "tests.history.history",
 }
 
 # All that a pure core may take from outside: no I/O, clock, chance, threads or event loop.

@@ -19,6 +19,7 @@ from tests.support.routers import (
     batch,
     completed,
     faults_of,
+    group,
     now_s,
     restart_elsewhere,
     router,
@@ -150,6 +151,29 @@ async def test_a_shard_that_dies_in_the_middle_of_a_call_faults_indefinitely() -
             (UNAVAILABLE, "", 0, True),
             (UNAVAILABLE, "", 2, True),
         ]
+
+
+@virtual_time
+@pytest.mark.parametrize("is_group", [False, True])
+async def test_after_a_lost_answer_a_busy_shard_leaves_a_doubt(*, is_group: bool) -> None:
+    """What is in the item's way now may be gone when the first call arrives after all."""
+    async with router() as it:
+        node = it.cluster.node(2)
+        node.busy[1] = 1_000
+
+        async def lose_the_first(_: str) -> None:
+            node.before = None
+            raise Fault(grpc.StatusCode.UNAVAILABLE, "connection lost", indefinite=True)
+
+        node.before = lose_the_first
+        if is_group:
+            request = wallet.TransferGroupBatchRequest(groups=[group(1, transfer(2, 1))])
+            answer = await it.wallet.TransferGroupBatch(request, Call(5))
+            assert [each.fault.indefinite for each in answer.results] == [True]
+        else:
+            doubt, done = await batch(it, transfer(2, 1), transfer(2, 2), timeout_s=5)
+            assert faults_of([doubt]) == [(UNAVAILABLE, "", 0, True)]
+            assert done == completed(2)
 
 
 @virtual_time
