@@ -1,0 +1,309 @@
+"""Mistakes in what the ledger decides, adds up and answers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutants.mutant import Edit, Promise, found_by, planted
+
+LEDGER: Final = "shard_node/ledger.py"
+BOOKS: Final = "shard_node/books.py"
+LEGS: Final = "shard_node/legs.py"
+QUERIES: Final = "shard_node/queries.py"
+SERVICE: Final = "shard_node/service.py"
+
+DECISIONS: Final = (
+    planted(
+        "apply one leg",
+        Promise.CONSERVATION,
+        found_by("unit/test_ledger_conservation.py"),
+        Edit(
+            LEDGER,
+            "        paid.post_incoming(amount, destination_minor, sequence, destination_us)\n"
+            "        self.counts.completed += 1\n",
+            "        self.counts.completed += 1\n",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "a balance may pass what it can hold",
+        Promise.NO_OVERDRAFT,
+        found_by("unit/test_ledger_conservation.py"),
+        Edit(
+            LEDGER,
+            "        if destination_minor > destination.cap_minor:\n",
+            "        if destination.cap_minor < BALANCE_MAX_MINOR < destination_minor:\n",
+        ),
+    ),
+    planted(
+        "the floor is exclusive",
+        Promise.CONTRACT,
+        found_by("unit/test_ledger_conservation.py", "unit/test_ledger_refusals.py"),
+        Edit(
+            LEDGER,
+            "        if source_minor < source.floor_minor:\n",
+            "        if source_minor <= source.floor_minor:\n",
+        ),
+    ),
+    planted(
+        "a destination that is frozen is paid",
+        Promise.CONTRACT,
+        found_by("unit/test_ledger_refusals.py"),
+        Edit(
+            LEDGER,
+            "if source.status != STATUS_ACTIVE or destination.status != STATUS_ACTIVE:",
+            "if source.status != STATUS_ACTIVE or destination.status == STATUS_CLOSED:",
+        ),
+    ),
+    planted(
+        "a group ignores caps",
+        Promise.NO_OVERDRAFT,
+        found_by("unit/test_groups.py", "unit/test_shard_stateful.py"),
+        Edit(
+            LEGS,
+            "            if balance.minor + course > account.cap_minor:\n",
+            "            if balance.minor + course > 2 * account.cap_minor:\n",
+        ),
+        Edit(
+            LEGS,
+            "            busy |= balance.minor + balance.reserved_incoming + course "
+            "> account.cap_minor\n",
+            "            busy |= balance.reserved_incoming + course > account.cap_minor\n",
+        ),
+    ),
+    planted(
+        "a group is checked transfer by transfer, not as a whole",
+        Promise.NO_OVERDRAFT,
+        found_by("unit/test_groups.py"),
+        Edit(
+            LEGS,
+            "            course = courses[place] = courses.get(place, 0) - leg.amount_minor\n",
+            "            course = courses[place] = -leg.amount_minor\n",
+        ),
+    ),
+    planted(
+        "what is reserved may be spent",
+        Promise.NO_OVERDRAFT,
+        found_by("unit/test_participant_refusals.py", "unit/test_participant_stateful.py"),
+        Edit(
+            LEDGER,
+            "            source_minor - paying.reserved_outgoing < source.floor_minor\n",
+            "            source_minor < source.floor_minor\n",
+        ),
+    ),
+    planted(
+        "a refusal is not recorded",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_ledger_refusals.py"),
+        Edit(
+            LEDGER,
+            "        members = [Member(body, self.log_id, self.log_id, metadata)]\n",
+            "        return _refused(reason)\n"
+            "        members = [Member(body, self.log_id, self.log_id, metadata)]\n",
+        ),
+    ),
+    planted(
+        "what stands in doubt is refused for good",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_participant_refusals.py"),
+        Edit(
+            LEDGER,
+            "            return BUSY_RESULT\n",
+            "            return self._refuse(RefusalReason.INSUFFICIENT_FUNDS, body, metadata)\n",
+        ),
+    ),
+    planted(
+        "a key is looked for everywhere but in the checkpoint under way",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_ledger_keys.py", "unit/test_ledger_stateful.py"),
+        Edit(
+            LEDGER,
+            "recent.get(key) or draft_keys.get(key) or known.get(key)",
+            "recent.get(key) or known.get(key)",
+        ),
+    ),
+    planted(
+        "groups do not look for their key in the checkpoint under way",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_shard_stateful.py"),
+        Edit(
+            "shard_node/memory.py",
+            "        recent = self.keys.get(key) or self.draft_keys.get(key)\n",
+            "        recent = self.keys.get(key)\n",
+        ),
+    ),
+    planted(
+        "a reused key's metadata is not compared",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_ledger_keys.py"),
+        Edit(
+            LEDGER,
+            "        if known.bodies != body or known.metadata != metadata:\n",
+            "        if known.bodies != body:\n",
+        ),
+    ),
+    planted(
+        "an account that holds money is closed",
+        Promise.CONSERVATION,
+        found_by("unit/test_ledger_conservation.py"),
+        Edit(
+            LEDGER,
+            "any(each.minor for each in account.balances.values())",
+            "all(each.minor for each in account.balances.values())",
+        ),
+    ),
+    planted(
+        "imports are refused at an hour's shift, not beyond it",
+        Promise.CONTRACT,
+        found_by("unit/test_ledger_imports.py"),
+        Edit(
+            LEDGER,
+            "- import_us > IMPORT_SHIFT_MAX_US:\n",
+            "- import_us >= IMPORT_SHIFT_MAX_US:\n",
+        ),
+    ),
+    planted(
+        "an import is posted before the account's latest entry",
+        Promise.AGGREGATES,
+        found_by("unit/test_ledger_imports.py"),
+        Edit(
+            LEGS,
+            "    return max(import_us, account.latest_time_us()) if import_us else stamp_us\n",
+            "    return import_us or stamp_us\n",
+        ),
+    ),
+)
+"""What may happen, and what is remembered of it."""
+
+SUMS: Final = (
+    planted(
+        "off by one at an hour's edge",
+        Promise.AGGREGATES,
+        found_by("unit/test_books.py", "unit/test_queries.py"),
+        Edit(
+            BOOKS,
+            "    return time_us - time_us % HOUR_US + HOUR_US\n",
+            "    return time_us - time_us % HOUR_US + HOUR_US + 1\n",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "wrong prefix sum after a period split",
+        Promise.AGGREGATES,
+        found_by("unit/test_books.py"),
+        Edit(
+            BOOKS,
+            "        self.outgoing_before += self.outgoing\n",
+            "        self.outgoing_before = self.outgoing\n",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "a period goes on past its entries",
+        Promise.BOUNDED,
+        found_by("unit/test_books.py"),
+        Edit(
+            BOOKS,
+            "    ) -> None:\n"
+            '        """Adds an entry that pays the account. It was checked before; it cannot fail."""\n'
+            "        if (\n"
+            "            time_us >= self.hour_end_us\n"
+            "            or self.incoming_count + self.outgoing_count >= PERIOD_ENTRIES_MAX\n",
+            "    ) -> None:\n"
+            '        """Adds an entry that pays the account. It was checked before; it cannot fail."""\n'
+            "        if (\n"
+            "            time_us >= self.hour_end_us\n"
+            "            or self.incoming_count >= PERIOD_ENTRIES_MAX\n",
+        ),
+    ),
+    planted(
+        "lifetime sums are cut to 64 bits in the state",
+        Promise.AGGREGATES,
+        found_by("unit/test_books.py", "unit/test_ledger_conservation.py"),
+        Edit(BOOKS, "        period.outgoing_before >> 64,\n", "        0,\n"),
+    ),
+    planted(
+        "a total takes back an entry of its own instant",
+        Promise.AGGREGATES,
+        found_by("unit/test_queries.py"),
+        Edit(
+            QUERIES,
+            "                if last_us <= instant_us:\n                    break\n",
+            "                if last_us < instant_us:\n                    break\n",
+        ),
+    ),
+    planted(
+        "the period that begins at the instant is left out",
+        Promise.AGGREGATES,
+        found_by("unit/test_queries.py"),
+        Edit(
+            QUERIES,
+            "self.period_before(instant_us + 1, 0) if instant_us > 0",
+            "self.period_before(instant_us, 0) if instant_us > 0",
+        ),
+    ),
+    planted(
+        "a silent hour of a series shows the opening balance",
+        Promise.AGGREGATES,
+        found_by("unit/test_queries.py"),
+        Edit(
+            QUERIES,
+            "            end = ends.get(start_us, before)\n",
+            "            end = ends.get(start_us, opening)\n",
+        ),
+    ),
+    planted(
+        "a series shows the end of its last hour, not of its instant",
+        Promise.AGGREGATES,
+        found_by("unit/test_queries.py"),
+        Edit(
+            QUERIES,
+            "        ends[to_us - to_us % HOUR_US] = self.totals_at(to_us)\n",
+            "        ends.setdefault(to_us - to_us % HOUR_US, self.totals_at(to_us))\n",
+        ),
+    ),
+    planted(
+        "a window of flows counts its beginning and not its end",
+        Promise.AGGREGATES,
+        found_by("unit/test_service.py"),
+        Edit(
+            SERVICE,
+            "start, end = history.totals_at(max(0, from_us)), history.totals_at(to_us)\n",
+            "start, end = history.totals_at(max(0, from_us - 1)), history.totals_at(to_us - 1)\n",
+        ),
+    ),
+    planted(
+        "a page's token skips an entry",
+        Promise.CONTRACT,
+        found_by("unit/test_statements.py"),
+        Edit(QUERIES, "(at[0], at[1] + 1) if at", "(at[0], at[1] + 2) if at"),
+    ),
+    planted(
+        "a statement ends with its last instant, not before it",
+        Promise.CONTRACT,
+        found_by("unit/test_statements.py"),
+        Edit(
+            QUERIES,
+            "        if not request.from_us <= leg.time_us < request.to_us:\n",
+            "        if not request.from_us <= leg.time_us <= request.to_us:\n",
+        ),
+        Edit(
+            QUERIES,
+            "    end = request.to_us, 0\n",
+            "    end = min(request.to_us + 1, _END_OF_TIME_US), 0\n",
+        ),
+    ),
+    planted(
+        "what memory and state both have of a period is told twice",
+        Promise.AGGREGATES,
+        found_by("unit/test_statements.py", "unit/test_queries.py"),
+        Edit(
+            QUERIES,
+            "if (each.start_us, each.first_sequence) < bound]",
+            "if (each.start_us, each.first_sequence) <= bound]",
+        ),
+    ),
+)
+"""What is added up, and what is answered from it."""
+
+MUTANTS: Final = (*DECISIONS, *SUMS)
