@@ -36,7 +36,7 @@ DURABLE: Final = (
         Edit(
             COMMITTER,
             "                self._on_fatal(error)\n                return\n",
-            "                del error\n                continue\n",
+            "                del error\n",
         ),
         of_the_twelve=True,
     ),
@@ -141,7 +141,7 @@ MEMORY_AND_STATE: Final = (
     planted(
         "a row shows what came after its checkpoint",
         Promise.AGGREGATES,
-        found_by("unit/test_ledger_stateful.py", "unit/test_chunking.py"),
+        found_by("unit/test_chunking.py"),
         Edit(
             MEMORY,
             "        if self._draft is not None:\n"
@@ -192,7 +192,7 @@ MEMORY_AND_STATE: Final = (
     planted(
         "skip one dedupe after restart",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_ledger_keys.py", "unit/test_ledger_stateful.py"),
+        found_by("unit/test_chunking.py::test_every_key_is_known_after_every_restart"),
         Edit(
             "shard_node/ledger.py",
             "        self.memory.keys[body[:KEY_BYTES]] = sequence\n"
@@ -222,9 +222,9 @@ MEMORY_AND_STATE: Final = (
         ),
     ),
     planted(
-        "what a deleted row's space held is found again",
+        "a transaction that has ended stays in the state's file",
         Promise.AGGREGATES,
-        found_by("contract/test_state.py", "unit/test_chunking.py"),
+        found_by("unit/test_chunking.py::test_a_file_has_the_rows_that_memory_has"),
         Edit(
             STATE,
             "                    txn.delete(key, db=self.transactions)\n",
@@ -321,7 +321,7 @@ BELIEVED: Final = (
     planted(
         "reuse a sequence number",
         Promise.TAMPER_EVIDENCE,
-        found_by("unit/test_engine.py", "unit/test_ledger_stateful.py"),
+        found_by("unit/test_records.py", "unit/test_chunking.py"),
         Edit(
             OPEN_BLOCK,
             "        self.first_sequence = self.sequence + 1\n"

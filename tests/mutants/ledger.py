@@ -58,7 +58,7 @@ DECISIONS: Final = (
     planted(
         "a group ignores caps",
         Promise.NO_OVERDRAFT,
-        found_by("unit/test_groups.py", "unit/test_shard_stateful.py"),
+        found_by("unit/test_groups.py"),
         Edit(
             LEGS,
             "            if balance.minor + course > account.cap_minor:\n",

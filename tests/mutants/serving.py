@@ -8,6 +8,7 @@ from tests.mutants.mutant import Edit, Promise, found_by, planted
 
 ENGINE: Final = "shard_node/engine.py"
 TRANSFERS: Final = "router/transfers.py"
+OF_ENGINE: Final = "unit/test_engine.py"
 BATCHES: Final = "client/doubloon/batches.py"
 
 MUTANTS: Final = (
@@ -113,7 +114,7 @@ MUTANTS: Final = (
     planted(
         "the applier does not wait for a checkpoint that is behind",
         Promise.BOUNDED,
-        found_by("unit/test_engine.py"),
+        found_by(f"{OF_ENGINE}::test_the_applier_waits_for_the_checkpoint_and_goes_on_after"),
         Edit(
             ENGINE,
             "            self.ledger.memory.rows_not_checkpointed >= rows_max\n",
