@@ -1,4 +1,4 @@
-"""Plants every bug there is and looks who notices: `python -m tests.mutants [--only NAME] [--json]`.
+"""Plants every bug there is and looks who notices: `python -m tests.mutants [--only NAME]`.
 
 Each mutant runs its rig in a copy of the source tree, and every rig also runs once unharmed. It
 fails when a mutant survives, when a rig is red without a mistake or cannot run, and when what a

@@ -12,7 +12,7 @@ PARTICIPANT: Final = "shard_node/participant.py"
 TWO_PHASE: Final = "coordinator/two_phase.py"
 RECOVERY: Final = "coordinator/recovery.py"
 CLEARING: Final = "shard_node/clearing.py"
-STATEFUL: Final = found_by("unit/test_participant_stateful.py")
+STATEFUL: Final = found_by("unit/test_participant_stateful.py", quick=False)
 
 SHARDS: Final = (
     planted(
@@ -231,12 +231,13 @@ def _simulated() -> tuple[Mutant, ...]:
     """Those that the simulation of shards and coordinators plants in its own parts."""
     file = "simulation/test_mutants.py"
     by_chance = {
-        name: found_by(f"{file}::test_chance_notices[{name}]") for name in SIMULATED
+        name: found_by(f"{file}::test_chance_notices[{name}]", quick=False) for name in SIMULATED
     }
-    rigs: dict[str, Rig] = {**by_chance, NEEDS_A_PLAN: found_by(f"{file}::test_plans_notice")}
-    return tuple(
-        Mutant(f"2PC: {name}", Promise.ATOMICITY, rig) for name, rig in rigs.items()
-    )
+    rigs: dict[str, Rig] = {
+        **by_chance,
+        NEEDS_A_PLAN: found_by(f"{file}::test_plans_notice", quick=False),
+    }
+    return tuple(Mutant(f"2PC: {name}", Promise.ATOMICITY, rig) for name, rig in rigs.items())
 
 
 MUTANTS: Final = (*SHARDS, *COORDINATORS, *_simulated())

@@ -162,7 +162,7 @@ MEMORY_AND_STATE: Final = (
     planted(
         "an account leaves memory before the state has it",
         Promise.AGGREGATES,
-        found_by("unit/test_ledger_stateful.py"),
+        found_by("unit/test_ledger_stateful.py", quick=False),
         Edit(
             MEMORY,
             "            if account.pins or account.touched_epoch > self._committed_epoch:\n",
@@ -172,7 +172,7 @@ MEMORY_AND_STATE: Final = (
     planted(
         "an account with reservations leaves memory",
         Promise.NO_OVERDRAFT,
-        found_by("unit/test_participant_stateful.py"),
+        found_by("unit/test_participant_stateful.py", quick=False),
         Edit(
             MEMORY,
             "            if account.pins or account.touched_epoch > self._committed_epoch:\n",
@@ -182,7 +182,7 @@ MEMORY_AND_STATE: Final = (
     planted(
         "a transaction that has ended stays in the state",
         Promise.AGGREGATES,
-        found_by("unit/test_participant_stateful.py"),
+        found_by("unit/test_participant_stateful.py", quick=False),
         Edit(
             "shard_node/transactions.py",
             "                rows.append((transaction_id, None))\n",
@@ -217,9 +217,7 @@ MEMORY_AND_STATE: Final = (
         "a scan of keys stops before the highest",
         Promise.EXACTLY_ONCE,
         found_by("contract/test_state.py"),
-        Edit(
-            STATE, "            if key > highest:\n", "            if key >= highest:\n"
-        ),
+        Edit(STATE, "            if key > highest:\n", "            if key >= highest:\n"),
     ),
     planted(
         "a transaction that has ended stays in the state's file",
@@ -324,8 +322,7 @@ BELIEVED: Final = (
         found_by("unit/test_records.py", "unit/test_chunking.py"),
         Edit(
             OPEN_BLOCK,
-            "        self.first_sequence = self.sequence + 1\n"
-            "        self._parts, self._heap",
+            "        self.first_sequence = self.sequence + 1\n        self._parts, self._heap",
             "        self.sequence -= draft.count > 1\n"
             "        self.first_sequence = self.sequence + 1\n"
             "        self._parts, self._heap",

@@ -65,10 +65,12 @@ class Rig:
 
     Attributes:
         arguments: what follows `python` on the command line. Exit status 1 is red, 0 is green.
+        is_quick: whether it takes some seconds only.
         seconds_max: what it may take.
     """
 
     arguments: tuple[str, ...]
+    is_quick: bool = True
     seconds_max: float = SECONDS_MAX
 
     @property
@@ -102,24 +104,39 @@ class Mutant:
     edits: tuple[Edit, ...] = ()
     is_of_the_twelve: bool = False
 
-    def plant(self, root: Path) -> None:
-        """Makes the mistake in a copy of the source tree.
+    def check(self, root: Path) -> None:
+        """Looks whether it can be planted in a source tree.
 
         Raises:
             StaleMutantError: see there.
         """
+        self._harmed(root)
+
+    def plant(self, root: Path) -> None:
+        """Makes the mistake in a copy of the source tree; as `check`."""
+        for path, text in self._harmed(root).items():
+            path.write_text(text, encoding="utf-8")
+
+    def _harmed(self, root: Path) -> dict[Path, str]:
+        """The files concerned, with the mistake in them."""
+        texts: dict[Path, str] = {}
         for edit in self.edits:
             path = root / edit.file
             if not path.is_file():
-                raise StaleMutantError(f"there is no {edit.file}")
-            text = edit.apply_to(path.read_text(encoding="utf-8"))
-            compile(text, edit.file, "exec")  # a mistake, and not a slip of the pen
-            path.write_text(text, encoding="utf-8")
+                raise StaleMutantError(f"{self.name}: there is no {edit.file}")
+            before = texts.get(path) or path.read_text(encoding="utf-8")
+            try:
+                texts[path] = edit.apply_to(before)
+            except StaleMutantError as error:
+                raise StaleMutantError(f"{self.name}: {error}") from error
+        for path, text in texts.items():
+            compile(text, str(path), "exec")  # a mistake, and not a slip of the pen
+        return texts
 
 
-def found_by(*nodes: str, seconds_max: float = SECONDS_MAX) -> Rig:
+def found_by(*nodes: str, quick: bool = True, seconds_max: float = SECONDS_MAX) -> Rig:
     """A rig made of tests: files, or `file::test`, from the folder of tests."""
-    return Rig(("-m", "pytest", *(f"tests/{each}" for each in nodes)), seconds_max)
+    return Rig(("-m", "pytest", *(f"tests/{each}" for each in nodes)), quick, seconds_max)
 
 
 def planted(

@@ -116,32 +116,40 @@ class Bench:
             StaleMutantError: what one of them replaces is not in the source any more; nothing ran.
         """
         for each in mutants:
-            for edit in each.edits:
-                edit.apply_to((ROOT / edit.file).read_text(encoding="utf-8"))
-        clean = {rig: asyncio.create_task(self._run(rig)) for rig in _without_mistake(mutants)}
-        tasks = [asyncio.create_task(self._result(each, clean)) for each in mutants]
+            each.check(ROOT)
+        with copy_of(ROOT) as source:  # whatever is written meanwhile is no part of this run
+            async for result in self._results(source, mutants):
+                yield result
+
+    async def _results(self, source: Path, mutants: Sequence[Mutant]) -> AsyncIterator[Result]:
+        clean = {
+            rig: asyncio.create_task(self._run(source, rig)) for rig in _without_mistake(mutants)
+        }
+        tasks = [asyncio.create_task(self._result(source, each, clean)) for each in mutants]
         try:
-            for each in asyncio.as_completed(tasks):
-                yield await each
+            for result in asyncio.as_completed(tasks):
+                yield await result
         finally:
             for task in (*tasks, *clean.values()):
                 task.cancel()
             await asyncio.gather(*tasks, *clean.values(), return_exceptions=True)
 
-    async def _result(self, mutant: Mutant, clean: dict[Rig, asyncio.Task[Run]]) -> Result:
-        run = await self._run(mutant.rig, mutant)
+    async def _result(
+        self, source: Path, mutant: Mutant, clean: dict[Rig, asyncio.Task[Run]]
+    ) -> Result:
+        run = await self._run(source, mutant.rig, mutant)
         verdict = _verdict(run.status, red=GREEN if not mutant.edits else RED)
         said = run.said if verdict is Verdict.FOUND else run.output[-_OUTPUT_SHOWN_MAX:]
         if mutant.edits:
             unharmed = await clean[mutant.rig]
             if unharmed.status != GREEN:
-                verdict = Verdict.UNSOUND if unharmed.status == RED else Verdict.BROKEN
+                verdict = _UNHARMED.get(unharmed.status, Verdict.BROKEN)
                 said = unharmed.output[-_OUTPUT_SHOWN_MAX:]
         return Result(mutant, verdict, run.seconds, said)
 
-    async def _run(self, rig: Rig, mutant: Mutant | None = None) -> Run:
+    async def _run(self, source: Path, rig: Rig, mutant: Mutant | None = None) -> Run:
         async with self._slots:
-            with copy_of_the_source() as root:
+            with copy_of(source) as root:
                 if mutant is not None:
                     mutant.plant(root)
                 return await _run_in(root, rig, self.seed)
@@ -150,6 +158,10 @@ class Bench:
 def _without_mistake(mutants: Sequence[Mutant]) -> list[Rig]:
     """The rigs to run unharmed, each once; one that plants its own mistakes has such tests too."""
     return list(dict.fromkeys(each.rig for each in mutants if each.edits))
+
+
+_UNHARMED: Final = {RED: Verdict.UNSOUND, None: Verdict.LATE}
+"""What it says of a rig that it ended so without a mistake."""
 
 
 def _verdict(status: int | None, *, red: int) -> Verdict:
@@ -161,11 +173,11 @@ def _verdict(status: int | None, *, red: int) -> Verdict:
 
 
 @contextmanager
-def copy_of_the_source() -> Iterator[Path]:
+def copy_of(source: Path) -> Iterator[Path]:
     """A folder with the source tree as it is now, for as long as the context lasts."""
     with tempfile.TemporaryDirectory(prefix="doubloon-mutant-") as folder:
         root = Path(folder) / "doubloon"
-        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+        shutil.copytree(source, root, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
         (root / ".venv").symlink_to(ROOT / ".venv")
         yield root
 

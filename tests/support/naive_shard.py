@@ -6,12 +6,10 @@ another shard is a fold over the legs whose other side lives there; what has end
 forgotten, so nothing may be asked of it that the contract allows a shard to have forgotten.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from cluster.packed import DifferingField, Fate, Outcome, Vote
 from cluster.refusals import RefusalReason, RetryClass, retry_class
@@ -38,9 +36,9 @@ Key = tuple[bytes, int]
 
 
 class NaiveLeg(NamedTuple):
-    """One account's side of a transfer; it is paid when the amount is positive, minor units."""
+    """One account's side of the transfer `at` a place of its group; it pays when below zero."""
 
-    index: int
+    at: int
     account_id: int
     currency: int
     amount_minor: int
@@ -55,7 +53,7 @@ class Known(NamedTuple):
     moves: tuple[Move, ...]
     is_group: bool
     reason: int
-    index: int
+    refused_at: int
     time_us: int
     balance_minor: int
     transaction_id: bytes = NOBODY
@@ -87,7 +85,7 @@ class NaiveShard(NaiveLedger):
     ended: dict[bytes, int] = field(default_factory=dict)
     crossed: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def copy(self) -> NaiveShard:
+    def copy(self) -> Self:
         """As it is now."""
         return replace(
             self,
@@ -129,7 +127,7 @@ class NaiveShard(NaiveLedger):
             if differing := _difference(known, moves, is_group=is_group):
                 return GroupResult(REFUSED, RefusalReason.KEY_REUSED, differing)
             status = REFUSED if known.reason else COMPLETED
-            told = GroupResult(status, known.reason, repeat=1, refused_at=known.index)
+            told = GroupResult(status, known.reason, repeat=1, refused_at=known.refused_at)
             return told._replace(time_us=known.time_us, balance_minor=known.balance_minor)
         legs = _legs_of(group_id, moves)
         refusal, busy = self._check(legs, stamp_us)
@@ -187,7 +185,7 @@ class NaiveShard(NaiveLedger):
             return Answer(Fate.ABORTED, Outcome.NONE)
         self.sequence += 1
         time_us = self._time_of(legs[0], stamp_us)
-        self._post(legs, stamp_us)
+        self._post_legs(legs, stamp_us)
         minor = self.balance(it.moves[0].source, it.moves[0].currency)
         self.decided[id_] = stamp_us
         self.known[key] = Known(it.moves, it.is_group, 0, 0, time_us, minor, id_, stamp_us)
@@ -198,7 +196,7 @@ class NaiveShard(NaiveLedger):
         held = self.prepared.pop(it.transaction_id, None)
         if held:
             self.ended[it.transaction_id] = decided_us
-            self._post(held.legs, stamp_us)
+            self._post_legs(held.legs, stamp_us)
 
     def abort(self, transaction_id: bytes) -> None:
         """Ends what has not ended, without effect."""
@@ -257,7 +255,7 @@ class NaiveShard(NaiveLedger):
         course: Counter[tuple[int, int]] = Counter()
         busy = False
         for leg in legs:
-            found += [(reason, leg.index) for reason in self._speaks_against(leg, stamp_us)]
+            found += [(reason, leg.at) for reason in self._speaks_against(leg, stamp_us)]
             account = self.accounts.get(leg.account_id)
             if account is None:
                 continue
@@ -266,9 +264,9 @@ class NaiveShard(NaiveLedger):
             minor = self.balance(*place) + course[place]
             outgoing, incoming = self.reserved(*place)
             if leg.amount_minor < 0 and minor < account.floor_minor:
-                found.append((RefusalReason.INSUFFICIENT_FUNDS, leg.index))
+                found.append((RefusalReason.INSUFFICIENT_FUNDS, leg.at))
             if leg.amount_minor > 0 and minor > account.cap_minor:
-                found.append((RefusalReason.BALANCE_CAP_EXCEEDED, leg.index))
+                found.append((RefusalReason.BALANCE_CAP_EXCEEDED, leg.at))
             busy |= leg.amount_minor < 0 and minor - outgoing < account.floor_minor
             busy |= leg.amount_minor > 0 and minor + incoming > account.cap_minor
         return (min(found), False) if found else (None, busy)
@@ -290,7 +288,7 @@ class NaiveShard(NaiveLedger):
     def _time_of(self, leg: NaiveLeg, stamp_us: int) -> int:
         return self._posting_time_us(leg.account_id, leg.ask, stamp_us)
 
-    def _post(self, legs: Sequence[NaiveLeg], stamp_us: int) -> None:
+    def _post_legs(self, legs: Sequence[NaiveLeg], stamp_us: int) -> None:
         for leg in legs:
             self.sequence += 1
             self._post_leg(leg, stamp_us)
@@ -325,8 +323,8 @@ class NaiveShard(NaiveLedger):
             return Answer(Fate.ABORTED, Outcome.REFUSED, RefusalReason.KEY_REUSED, differing)
         if known.reason:
             answer = Answer(Fate.ABORTED, Outcome.REFUSED, known.reason, repeat=1)
-            times = {"time_us": known.time_us, "balance_minor": known.balance_minor}
-            return answer._replace(refused_at=known.index, **times)
+            answer = answer._replace(refused_at=known.refused_at, time_us=known.time_us)
+            return answer._replace(balance_minor=known.balance_minor)
         mine = known.transaction_id == it.transaction_id
         return self._committed(Fate.COMMITTED if mine else Fate.ABORTED, known, repeat=not mine)
 

@@ -5,8 +5,6 @@ again in other pieces. Wall time moves only by its commands, by far more than th
 every block adds, so two plays differ in no hour, deadline or answer, and in their stamps by little.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,9 +47,11 @@ def history(rng: random.Random, count: int) -> list[Command]:
     for number in range(count):
         choice = rng.random()
         if choice < 0.3:
-            fields = rng.sample(LOCAL, 2), rng.choice((1, 7, 50)), rng.choice((1, 1, 2))
+            source, destination = rng.sample(LOCAL, 2)
+            amount, currency = rng.choice((1, 7, 50)), rng.choice((1, 1, 2))
+            what = source, destination, amount, currency
             metadata = rng.choice((b"", b"order 7"))
-            ask = Ask(transfer_id(rng.randrange(60)), *fields[0], *fields[1:], metadata=metadata)
+            ask = Ask(transfer_id(rng.randrange(60)), *what, metadata=metadata)
             commands.append(_paying(ask))
         elif choice < 0.4:
             group = [_move(rng, LOCAL, LOCAL) for _ in range(rng.randint(1, 4))]
@@ -210,8 +210,8 @@ def without_stamps(tables: Tables) -> dict[str, dict[object, object]]:
             transactions[key] = replace(stored, decided_us=0)
         else:
             transactions[key] = replace(stored, since_us=0)
-    own = {"accounts": accounts, "periods": periods, "transactions": transactions}
-    return {table: own.get(table) or {**tables[table]} for table in TABLES}
+    rows: dict[str, dict[object, object]] = {table: dict(tables[table].items()) for table in TABLES}
+    return {**rows, "accounts": accounts, "periods": periods, "transactions": transactions}
 
 
 def _bytes(value: object) -> bytes:

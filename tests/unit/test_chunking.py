@@ -1,4 +1,4 @@
-"""However a history is cut into blocks, and wherever checkpoints stand, the state is one and the same.
+"""However a history is cut into blocks and wherever checkpoints stand, the state is the same.
 
 The same commands are played twice: in few large blocks, and in many small ones with restarts and
 with checkpoints that are taken while commands go on. Both plays give the same answers and, but for
@@ -7,7 +7,6 @@ fold of its own log, whether that fold takes one checkpoint or as many as it lik
 """
 
 import random
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -90,11 +89,11 @@ def test_a_checkpoint_has_what_its_very_first_record_changed(rng: random.Random)
     for account in range(10, 20):
         rig.open(account)
     for account in range(10, 20):
-        changes: list[Callable[[], object]] = [
+        changes = (
             partial(rig.transfer, Ask(transfer_id(account), BANK, account, 1)),
             partial(rig.change_status, account, 2),
             partial(rig.open, account + 100),
-        ]
+        )
         for change in changes:
             rig.checkpoint()
             change()

@@ -6,8 +6,6 @@ crashes. Where `test_participant_stateful` asks whether what happened was lawful
 it was exactly what a few folds over lists say. At the end state and memory are the fold of the log.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from typing import Any
