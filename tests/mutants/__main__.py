@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -51,6 +52,8 @@ def main(
     if only_list:
         console.print(table_of([Result(each, Verdict.FOUND, 0, "") for each in chosen], ran=False))
         return
+    # Whoever starts it in the background, where Ctrl-C is ignored, ends it by this.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console.print(f"{len(chosen)} mutants, {SEED_VARIABLE}={seed}, {jobs} at a time")
     started = time.monotonic()
     try:

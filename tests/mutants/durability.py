@@ -19,7 +19,10 @@ DURABLE: Final = (
     planted(
         "acknowledge before sync",
         Promise.DURABILITY,
-        found_by("unit/test_committer.py", "unit/test_engine.py"),
+        found_by(
+            "unit/test_committer.py::test_nobody_is_let_go_before_the_append_returns",
+            "unit/test_engine.py::test_an_answer_waits_for_its_append",
+        ),
         Edit(
             COMMITTER,
             "            try:\n                await loop.run_in_executor(",
@@ -32,7 +35,10 @@ DURABLE: Final = (
     planted(
         "ignore EIO",
         Promise.DURABILITY,
-        found_by("unit/test_committer.py", "unit/test_engine.py"),
+        found_by(
+            "unit/test_committer.py::test_a_failed_append_is_fatal_and_lets_nobody_go",
+            "unit/test_engine.py::test_a_failed_append_is_fatal_and_answers_nobody",
+        ),
         Edit(
             COMMITTER,
             "                self._on_fatal(error)\n                return\n",
@@ -53,7 +59,7 @@ DURABLE: Final = (
     planted(
         "a question is answered from what is not durable",
         Promise.DURABILITY,
-        found_by("unit/test_engine.py"),
+        found_by("unit/test_engine.py::test_a_read_of_what_is_not_durable_waits"),
         Edit(
             ENGINE,
             "            await self.committer.durable(sequence)\n"
@@ -64,7 +70,7 @@ DURABLE: Final = (
     planted(
         "a transfer is told of before it is durable",
         Promise.DURABILITY,
-        found_by("unit/test_engine.py", "unit/test_service.py"),
+        found_by("unit/test_engine.py::test_a_read_of_what_is_not_durable_waits"),
         Edit(
             ENGINE,
             "        await self.committer.durable(sequence)\n"
@@ -85,7 +91,9 @@ DURABLE: Final = (
     planted(
         "an instant that was answered for is posted at again",
         Promise.LINEARIZABILITY,
-        found_by("unit/test_engine.py"),
+        found_by(
+            "unit/test_engine.py::test_nothing_is_posted_at_or_before_an_instant_once_it_is_settled"
+        ),
         Edit(
             ENGINE,
             "        if self.ledger.block.stamp_us <= instant_us:\n",
@@ -120,7 +128,7 @@ MEMORY_AND_STATE: Final = (
     planted(
         "checkpoint that misses a dirty row",
         Promise.AGGREGATES,
-        found_by("unit/test_chunking.py"),
+        found_by("unit/test_chunking.py::test_a_checkpoint_has_what_its_very_first_record_changed"),
         Edit(
             MEMORY,
             "            if current is None or balance.last_sequence < self.first_sequence:\n",
@@ -131,7 +139,7 @@ MEMORY_AND_STATE: Final = (
     planted(
         "an account's row is missed when its change is a checkpoint's first",
         Promise.AGGREGATES,
-        found_by("unit/test_chunking.py"),
+        found_by("unit/test_chunking.py::test_a_checkpoint_has_what_its_very_first_record_changed"),
         Edit(
             MEMORY,
             "        if account.changed_sequence >= self.first_sequence:\n",
@@ -141,7 +149,9 @@ MEMORY_AND_STATE: Final = (
     planted(
         "a row shows what came after its checkpoint",
         Promise.AGGREGATES,
-        found_by("unit/test_chunking.py"),
+        found_by(
+            "unit/test_chunking.py::test_what_changes_while_a_checkpoint_is_taken_is_not_in_it"
+        ),
         Edit(
             MEMORY,
             "        if self._draft is not None:\n"
@@ -152,7 +162,9 @@ MEMORY_AND_STATE: Final = (
     planted(
         "periods that ended after a checkpoint began are forgotten with it",
         Promise.AGGREGATES,
-        found_by("unit/test_chunking.py"),
+        found_by(
+            "unit/test_chunking.py::test_what_changes_while_a_checkpoint_is_taken_is_not_in_it"
+        ),
         Edit(
             MEMORY,
             "            del balance.closed[:count]\n",
@@ -206,7 +218,7 @@ MEMORY_AND_STATE: Final = (
     planted(
         "the last key of a checkpoint is not written",
         Promise.EXACTLY_ONCE,
-        found_by("contract/test_state.py"),
+        found_by("contract/test_state.py::test_keys_are_found_near_each_other_and_far_apart"),
         Edit(
             STATE,
             "            if is_keyed(record):\n",
@@ -216,7 +228,7 @@ MEMORY_AND_STATE: Final = (
     planted(
         "a scan of keys stops before the highest",
         Promise.EXACTLY_ONCE,
-        found_by("contract/test_state.py"),
+        found_by("contract/test_state.py::test_keys_are_found_near_each_other_and_far_apart"),
         Edit(STATE, "            if key > highest:\n", "            if key >= highest:\n"),
     ),
     planted(
@@ -236,7 +248,7 @@ BELIEVED: Final = (
     planted(
         "hash not checked",
         Promise.TAMPER_EVIDENCE,
-        found_by("unit/test_records.py"),
+        found_by("unit/test_records.py::test_every_changed_byte_is_found"),
         Edit(
             RECORDS,
             "    if _hash(value[:HEADER_BYTES], draft.records, draft.heap) != stored_hash:\n",
@@ -247,7 +259,7 @@ BELIEVED: Final = (
     planted(
         "a block need not name the hash of the one before",
         Promise.TAMPER_EVIDENCE,
-        found_by("unit/test_records.py"),
+        found_by("unit/test_records.py::test_what_breaks_a_chain", "unit/test_startup.py"),
         Edit(
             RECORDS,
             "    if block.previous_hash != (before.hash if before else GENESIS_HASH):\n",
@@ -257,13 +269,13 @@ BELIEVED: Final = (
     planted(
         "the heap is not part of the hash",
         Promise.TAMPER_EVIDENCE,
-        found_by("unit/test_records.py"),
+        found_by("unit/test_records.py::test_every_changed_byte_is_found"),
         Edit(RECORDS, "    digest.update(heap)\n", "    assert heap is not None\n"),
     ),
     planted(
         "a row's checksum does not cover its key",
         Promise.TAMPER_EVIDENCE,
-        found_by("contract/test_state.py"),
+        found_by("contract/test_state.py::test_a_row_in_anothers_place_is_found"),
         Edit(
             STATE,
             "    return body + _CRC.pack(zlib.crc32(body, zlib.crc32(key)))\n",
@@ -319,7 +331,7 @@ BELIEVED: Final = (
     planted(
         "reuse a sequence number",
         Promise.TAMPER_EVIDENCE,
-        found_by("unit/test_records.py", "unit/test_chunking.py"),
+        found_by("unit/test_chunking.py::test_two_ways_of_cutting_give_one_state"),
         Edit(
             OPEN_BLOCK,
             "        self.first_sequence = self.sequence + 1\n        self._parts, self._heap",
@@ -332,7 +344,7 @@ BELIEVED: Final = (
     planted(
         "an epoch that is over writes on",
         Promise.SINGLE_WRITER,
-        found_by("contract/test_log.py"),
+        found_by("contract/test_log.py::test_an_epoch_that_is_over_cannot_write"),
         Edit(
             LOG,
             "        if self.last is not None and self.last.epoch > epoch and not read_only:\n",
@@ -342,7 +354,7 @@ BELIEVED: Final = (
     planted(
         "a block of an older epoch may follow",
         Promise.SINGLE_WRITER,
-        found_by("unit/test_records.py"),
+        found_by("unit/test_records.py::test_what_breaks_a_chain"),
         Edit(
             RECORDS,
             "(block.epoch < before.epoch or block.draft.time_us <= before.draft.time_us)",

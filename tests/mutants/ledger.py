@@ -23,7 +23,7 @@ DECISIONS: Final = (
     planted(
         "apply one leg",
         Promise.CONSERVATION,
-        found_by("unit/test_ledger_conservation.py"),
+        found_by("unit/test_ledger_conservation.py::test_sums_are_zero_after_every_block"),
         Edit(
             LEDGER,
             "        paid.post_incoming(amount, destination_minor, sequence, destination_us)\n"
@@ -35,7 +35,10 @@ DECISIONS: Final = (
     planted(
         "a balance may pass what it can hold",
         Promise.NO_OVERDRAFT,
-        found_by("unit/test_ledger_conservation.py"),
+        found_by(
+            "unit/test_ledger_conservation.py::test_floors_and_caps_are_inclusive",
+            "unit/test_ledger_conservation.py::test_a_balance_never_passes_what_it_can_hold",
+        ),
         Edit(
             LEDGER,
             "        if destination_minor > destination.cap_minor:\n",
@@ -45,7 +48,7 @@ DECISIONS: Final = (
     planted(
         "the floor is exclusive",
         Promise.CONTRACT,
-        found_by("unit/test_ledger_conservation.py", "unit/test_ledger_refusals.py"),
+        found_by("unit/test_ledger_conservation.py::test_floors_and_caps_are_inclusive"),
         Edit(
             LEDGER,
             "        if source_minor < source.floor_minor:\n",
@@ -55,7 +58,7 @@ DECISIONS: Final = (
     planted(
         "a destination that is frozen is paid",
         Promise.CONTRACT,
-        found_by("unit/test_ledger_refusals.py"),
+        found_by("unit/test_ledger_refusals.py::test_of_two_reasons_the_higher_is_answered"),
         Edit(
             LEDGER,
             "if source.status != STATUS_ACTIVE or destination.status != STATUS_ACTIVE:",
@@ -92,7 +95,7 @@ DECISIONS: Final = (
         "what is reserved may be spent",
         Promise.NO_OVERDRAFT,
         found_by(
-            "unit/test_participant_refusals.py", "unit/test_participant_stateful.py", quick=False
+            "unit/test_participant_refusals.py::test_what_only_reservations_forbid_is_busy_and_never_recorded"
         ),
         Edit(
             LEDGER,
@@ -103,7 +106,9 @@ DECISIONS: Final = (
     planted(
         "a refusal is not recorded",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_ledger_refusals.py"),
+        found_by(
+            "unit/test_ledger_refusals.py::test_a_refusal_changes_nothing_else_and_every_retry_hears_the_same"
+        ),
         Edit(
             LEDGER,
             "        members = [Member(body, self.log_id, self.log_id, metadata)]\n",
@@ -114,7 +119,9 @@ DECISIONS: Final = (
     planted(
         "what stands in doubt is refused for good",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_participant_refusals.py"),
+        found_by(
+            "unit/test_participant_refusals.py::test_what_only_reservations_forbid_is_busy_and_never_recorded"
+        ),
         Edit(
             LEDGER,
             "            return BUSY_RESULT\n",
@@ -124,7 +131,7 @@ DECISIONS: Final = (
     planted(
         "a key is looked for everywhere but in the checkpoint under way",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_ledger_keys.py", "unit/test_ledger_stateful.py", quick=False),
+        found_by("unit/test_ledger_keys.py::test_a_key_is_known_wherever_its_record_is"),
         Edit(
             LEDGER,
             "recent.get(key) or draft_keys.get(key) or known.get(key)",
@@ -144,7 +151,7 @@ DECISIONS: Final = (
     planted(
         "a reused key's metadata is not compared",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_ledger_keys.py"),
+        found_by("unit/test_ledger_keys.py::test_the_first_differing_field_is_named"),
         Edit(
             LEDGER,
             "        if known.bodies != body or known.metadata != metadata:\n",
@@ -154,7 +161,7 @@ DECISIONS: Final = (
     planted(
         "an account that holds money is closed",
         Promise.CONSERVATION,
-        found_by("unit/test_ledger_conservation.py"),
+        found_by("unit/test_ledger_conservation.py::test_status_changes"),
         Edit(
             LEDGER,
             "any(each.minor for each in account.balances.values())",
@@ -188,7 +195,10 @@ SUMS: Final = (
     planted(
         "off by one at an hour's edge",
         Promise.AGGREGATES,
-        found_by("unit/test_books.py", "unit/test_queries.py"),
+        found_by(
+            "unit/test_books.py::test_a_period_begins_with_each_hour_and_after_128_entries",
+            "unit/test_queries.py::test_a_series_is_a_fold_of_each_hour",
+        ),
         Edit(
             BOOKS,
             "    return time_us - time_us % HOUR_US + HOUR_US\n",
@@ -199,7 +209,7 @@ SUMS: Final = (
     planted(
         "wrong prefix sum after a period split",
         Promise.AGGREGATES,
-        found_by("unit/test_books.py"),
+        found_by("unit/test_books.py::test_periods_are_the_sums_of_their_entries"),
         Edit(
             BOOKS,
             "        self.outgoing_before += self.outgoing\n",
@@ -210,7 +220,7 @@ SUMS: Final = (
     planted(
         "a period goes on past its entries",
         Promise.BOUNDED,
-        found_by("unit/test_books.py"),
+        found_by("unit/test_books.py::test_periods_are_the_sums_of_their_entries"),
         Edit(
             BOOKS,
             INCOMING
@@ -221,13 +231,13 @@ SUMS: Final = (
     planted(
         "lifetime sums are cut to 64 bits in the state",
         Promise.AGGREGATES,
-        found_by("unit/test_books.py", "unit/test_ledger_conservation.py"),
+        found_by("unit/test_books.py::test_a_periods_row_comes_back"),
         Edit(BOOKS, "        period.outgoing_before >> 64,\n", "        0,\n"),
     ),
     planted(
         "a total takes back an entry of its own instant",
         Promise.AGGREGATES,
-        found_by("unit/test_queries.py"),
+        found_by("unit/test_queries.py::test_totals_are_a_fold"),
         Edit(
             QUERIES,
             "                if last_us <= instant_us:\n                    break\n",
@@ -237,7 +247,7 @@ SUMS: Final = (
     planted(
         "the period that begins at the instant is left out",
         Promise.AGGREGATES,
-        found_by("unit/test_queries.py"),
+        found_by("unit/test_queries.py::test_totals_are_a_fold"),
         Edit(
             QUERIES,
             "self.period_before(instant_us + 1, 0) if instant_us > 0",
@@ -247,7 +257,7 @@ SUMS: Final = (
     planted(
         "a silent hour of a series shows the opening balance",
         Promise.AGGREGATES,
-        found_by("unit/test_queries.py"),
+        found_by("unit/test_queries.py::test_a_series_is_a_fold_of_each_hour"),
         Edit(
             QUERIES,
             "            end = ends.get(start_us, before)\n",
@@ -257,7 +267,7 @@ SUMS: Final = (
     planted(
         "a series shows the end of its last hour, not of its instant",
         Promise.AGGREGATES,
-        found_by("unit/test_queries.py"),
+        found_by("unit/test_queries.py::test_a_series_is_a_fold_of_each_hour"),
         Edit(
             QUERIES,
             "        ends[to_us - to_us % HOUR_US] = self.totals_at(to_us)\n",
@@ -267,7 +277,7 @@ SUMS: Final = (
     planted(
         "a window of flows counts its beginning and not its end",
         Promise.AGGREGATES,
-        found_by("unit/test_service.py"),
+        found_by("unit/test_service.py::test_balances_flows_and_series"),
         Edit(
             SERVICE,
             "start, end = history.totals_at(max(0, from_us)), history.totals_at(to_us)\n",
@@ -277,13 +287,13 @@ SUMS: Final = (
     planted(
         "a page's token skips an entry",
         Promise.CONTRACT,
-        found_by("unit/test_statements.py"),
+        found_by("unit/test_statements.py::test_pages_of_every_size_make_the_same_statement"),
         Edit(QUERIES, "(at[0], at[1] + 1) if at", "(at[0], at[1] + 2) if at"),
     ),
     planted(
         "a statement ends with its last instant, not before it",
         Promise.CONTRACT,
-        found_by("unit/test_statements.py"),
+        found_by("unit/test_statements.py::test_a_statement_is_every_entry_in_order"),
         Edit(
             QUERIES,
             "        if not request.from_us <= leg.time_us < request.to_us:\n",
@@ -298,7 +308,7 @@ SUMS: Final = (
     planted(
         "what memory and state both have of a period is told twice",
         Promise.AGGREGATES,
-        found_by("unit/test_statements.py", "unit/test_queries.py"),
+        found_by("unit/test_statements.py::test_a_statement_is_every_entry_in_order"),
         Edit(
             QUERIES,
             "if (each.start_us, each.first_sequence) < bound]",

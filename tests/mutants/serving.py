@@ -15,7 +15,7 @@ MUTANTS: Final = (
     planted(
         "stale topology accepted",
         Promise.SINGLE_WRITER,
-        found_by("unit/test_service.py"),
+        found_by("unit/test_service.py::test_a_call_for_another_is_refused_with_the_own_version"),
         Edit(
             "shard_node/service.py",
             "        if target.get(SHARD_KEY) != shard_id "
@@ -27,7 +27,7 @@ MUTANTS: Final = (
     planted(
         "another shard's call is executed",
         Promise.SINGLE_WRITER,
-        found_by("unit/test_service.py", "unit/test_crossing_service.py"),
+        found_by("unit/test_service.py::test_a_call_for_another_is_refused_with_the_own_version"),
         Edit(
             "shard_node/service.py",
             "        if target.get(SHARD_KEY) != shard_id "
@@ -38,7 +38,9 @@ MUTANTS: Final = (
     planted(
         "the router mixes results up",
         Promise.CONTRACT,
-        found_by("unit/test_router_service.py"),
+        found_by(
+            "unit/test_router_service.py::test_results_come_in_request_order_over_random_splits"
+        ),
         Edit(
             TRANSFERS,
             "        return [outcomes[position] for position in range(len(self.items))]\n",
@@ -48,7 +50,9 @@ MUTANTS: Final = (
     planted(
         "what met another topology is not sent again",
         Promise.CONTRACT,
-        found_by("unit/test_router_topology.py"),
+        found_by(
+            "unit/test_router_topology.py::test_a_newer_topology_is_waited_for_and_the_items_are_taken_apart_anew"
+        ),
         Edit(
             "router/scatter.py",
             "            elif not is_last and is_stale(answer, version):\n",
@@ -58,7 +62,9 @@ MUTANTS: Final = (
     planted(
         "doubt under the old topology is forgotten under the new",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_router_topology.py"),
+        found_by(
+            "unit/test_router_topology.py::test_what_may_have_happened_under_the_old_topology_stays_indefinite"
+        ),
         Edit(
             "router/scatter.py",
             "                fault = as_indefinite(answer) if maybe_done else answer\n",
@@ -68,7 +74,9 @@ MUTANTS: Final = (
     planted(
         "the router's admission is never released",
         Promise.BOUNDED,
-        found_by("unit/test_router_service.py"),
+        found_by(
+            "unit/test_router_service.py::test_more_than_the_router_may_have_in_progress_is_refused_early"
+        ),
         Edit(
             TRANSFERS,
             "            self._in_flight -= weight\n",
@@ -78,7 +86,9 @@ MUTANTS: Final = (
     planted(
         "the router's admission is released twice",
         Promise.BOUNDED,
-        found_by("unit/test_router_service.py"),
+        found_by(
+            "unit/test_router_service.py::test_more_than_the_router_may_have_in_progress_is_refused_early"
+        ),
         Edit(
             TRANSFERS,
             "            self._in_flight -= weight\n",
@@ -88,7 +98,9 @@ MUTANTS: Final = (
     planted(
         "a router's admission has no bound",
         Promise.BOUNDED,
-        found_by("unit/test_router_service.py"),
+        found_by(
+            "unit/test_router_service.py::test_more_than_the_router_may_have_in_progress_is_refused_early"
+        ),
         Edit(
             TRANSFERS,
             "        if self._in_flight + weight > self._in_flight_max:\n",
@@ -98,13 +110,13 @@ MUTANTS: Final = (
     planted(
         "a shard's admission is never released",
         Promise.BOUNDED,
-        found_by("unit/test_engine.py"),
+        found_by("unit/test_engine.py::test_admission_is_bounded_and_refusing_executes_nothing"),
         Edit(ENGINE, "            self._queued_transfers -= work.count\n", ""),
     ),
     planted(
         "a shard's queue has no bound",
         Promise.BOUNDED,
-        found_by("unit/test_engine.py"),
+        found_by("unit/test_engine.py::test_admission_is_bounded_and_refusing_executes_nothing"),
         Edit(
             ENGINE,
             "        if self._queued_transfers + count > self.limits.queue_transfers_max:\n",
@@ -124,7 +136,9 @@ MUTANTS: Final = (
     planted(
         "commit and abort wait for admission",
         Promise.BOUNDED,
-        found_by("unit/test_crossing_service.py", "unit/test_engine.py"),
+        found_by(
+            "unit/test_crossing_service.py::test_admission_refuses_new_work_and_lets_pass_what_finishes_old"
+        ),
         Edit(
             ENGINE,
             "        answers: list[bytes] = []\n        durable: list",
@@ -134,7 +148,7 @@ MUTANTS: Final = (
     planted(
         "retry with a new id",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_sdk_client.py"),
+        found_by("unit/test_sdk_client.py::test_what_may_pass_is_asked_again_with_the_same_id"),
         Edit(
             BATCHES,
             "            results = await self._kind.ask(asked, timeout_s)\n",
@@ -152,7 +166,7 @@ MUTANTS: Final = (
     planted(
         "the SDK takes a refusal without a record for the answer to a lost one",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_sdk_batches.py"),
+        found_by("unit/test_sdk_batches.py::test_doubt"),
         Edit(
             BATCHES,
             "                if doubt is None or self._kind.speaks_for_key(result):\n",
@@ -162,7 +176,7 @@ MUTANTS: Final = (
     planted(
         "the SDK calls doubt a definite fault",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_sdk_batches.py"),
+        found_by("unit/test_sdk_batches.py::test_doubt"),
         Edit(
             BATCHES,
             "            final = self._doubts.get(index) or self._latest.get(index) or fault\n",
@@ -172,7 +186,9 @@ MUTANTS: Final = (
     planted(
         "no answer from a call that was sent is called definite",
         Promise.EXACTLY_ONCE,
-        found_by("contract/test_shard_client.py"),
+        found_by(
+            "contract/test_shard_client.py::test_a_call_that_grpc_cancels_on_the_way_is_a_node_that_went_away"
+        ),
         Edit(
             "cluster/peers.py",
             "                raise self._fault(fault.message, indefinite=fault.indefinite) "
