@@ -28,6 +28,14 @@ test: $(ETCD) $(COMPILED) ## run every test
 simulate: $(INSTALLED) ## play 20,000 schedules of shards and coordinators under faults
 	$(PY) -m tests.simulation --schedules 20000
 
+.PHONY: properties
+properties: $(INSTALLED) ## play the property tests under 20 seeds each
+	$(PY) -m tests.properties --rounds 20
+
+.PHONY: mutants
+mutants: $(INSTALLED) ## plant some hundred bugs, one by one; each must turn a test red
+	$(PY) -m tests.mutants
+
 .PHONY: check
 check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothing
 	$(PY) -m ruff format --check .

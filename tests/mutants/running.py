@@ -20,12 +20,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tests.mutants.mutant import Rig
 from tests.support import DATA_VARIABLE, ROOT, SEED_VARIABLE, SHRINK_VARIABLE, shared_data
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from tests.mutants.mutant import Mutant, Rig
+    from tests.mutants.mutant import Mutant
 
 # What no rig needs, or (compiled modules) must not have.
 LEFT_OUT: Final = (
@@ -122,26 +123,46 @@ class Bench:
                 yield result
 
     async def _results(self, source: Path, mutants: Sequence[Mutant]) -> AsyncIterator[Result]:
-        clean = {
-            rig: asyncio.create_task(self._run(source, rig)) for rig in _without_mistake(mutants)
-        }
+        clean = self._begin_unharmed(source, _without_mistake(mutants))
         tasks = [asyncio.create_task(self._result(source, each, clean)) for each in mutants]
         try:
             for result in asyncio.as_completed(tasks):
                 yield await result
         finally:
-            for task in (*tasks, *clean.values()):
+            begun = {*tasks, *clean.values()}
+            for task in begun:
                 task.cancel()
-            await asyncio.gather(*tasks, *clean.values(), return_exceptions=True)
+            await asyncio.gather(*begun, return_exceptions=True)
+
+    def _begin_unharmed(
+        self, source: Path, rigs: list[Rig]
+    ) -> dict[Rig, asyncio.Task[dict[Rig, Run]]]:
+        """Begins to run rigs without a mistake: tests together, for a start takes the longest."""
+        tests = [each for each in rigs if each.is_pytest]
+        some = [tests[at :: self.jobs] for at in range(self.jobs)]
+        some += [[each] for each in rigs if not each.is_pytest]
+        begun: dict[Rig, asyncio.Task[dict[Rig, Run]]] = {}
+        for each in some:
+            task = asyncio.create_task(self._unharmed(source, each))
+            begun |= dict.fromkeys(each, task)
+        return begun
+
+    async def _unharmed(self, source: Path, rigs: list[Rig]) -> dict[Rig, Run]:
+        """Runs rigs without a mistake: all at once, and when that is not green each by itself."""
+        if len(rigs) > 1:
+            together = await self._run(source, _joined(rigs))
+            if together.status == GREEN:
+                return dict.fromkeys(rigs, together)
+        return {each: await self._run(source, each) for each in rigs}
 
     async def _result(
-        self, source: Path, mutant: Mutant, clean: dict[Rig, asyncio.Task[Run]]
+        self, source: Path, mutant: Mutant, clean: dict[Rig, asyncio.Task[dict[Rig, Run]]]
     ) -> Result:
         run = await self._run(source, mutant.rig, mutant)
         verdict = _verdict(run.status, red=GREEN if not mutant.edits else RED)
         said = run.said if verdict is Verdict.FOUND else run.output[-_OUTPUT_SHOWN_MAX:]
         if mutant.edits:
-            unharmed = await clean[mutant.rig]
+            unharmed = (await clean[mutant.rig])[mutant.rig]
             if unharmed.status != GREEN:
                 verdict = _UNHARMED.get(unharmed.status, Verdict.BROKEN)
                 said = unharmed.output[-_OUTPUT_SHOWN_MAX:]
@@ -158,6 +179,12 @@ class Bench:
 def _without_mistake(mutants: Sequence[Mutant]) -> list[Rig]:
     """The rigs to run unharmed, each once; one that plants its own mistakes has such tests too."""
     return list(dict.fromkeys(each.rig for each in mutants if each.edits))
+
+
+def _joined(rigs: list[Rig]) -> Rig:
+    """All tests of some rigs, each once."""
+    nodes = dict.fromkeys(node for rig in rigs for node in rig.arguments[2:])
+    return Rig(("-m", "pytest", *nodes), seconds_max=sum(rig.seconds_max for rig in rigs))
 
 
 _UNHARMED: Final = {RED: Verdict.UNSOUND, None: Verdict.LATE}
