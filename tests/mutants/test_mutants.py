@@ -11,7 +11,7 @@ import pytest
 from tests.mutants.mutant import Edit, Mutant, Promise, Rig, StaleMutantError, planted
 from tests.mutants.registry import TABLES, THE_TWELVE, mutants
 from tests.mutants.running import Bench, Result, Verdict
-from tests.support import ROOT
+from tests.support import ROOT, assert_none
 
 SLICE = 3
 JOBS = 2
@@ -20,9 +20,15 @@ CLOCK = "cluster/clock.py"
 OF_CLOCK = Rig(("-c", "from cluster.clock import WallClock as W; exit(W().now_us() < 10**15)"))
 
 
-@pytest.mark.parametrize("mutant", mutants(), ids=lambda mutant: mutant.name)
-def test_what_is_replaced_is_in_the_source(mutant: Mutant) -> None:
-    mutant.check(ROOT)
+def test_what_is_replaced_is_in_the_source() -> None:
+    """Else a mutant has to be written anew, as the line that it replaces was."""
+    stale = []
+    for mutant in mutants():
+        try:
+            mutant.check(ROOT)
+        except StaleMutantError as error:
+            stale.append(str(error))
+    assert_none(stale)
 
 
 def test_names_are_given_once_and_the_twelve_are_there() -> None:

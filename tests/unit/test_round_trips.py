@@ -68,7 +68,7 @@ from tests.support.ledgers import IDENTITY, START_US, fold_of, tables
 from tests.support.properties import settings
 from tests.support.schedules import MANY, history, play
 
-EXAMPLES = 60
+EXAMPLES = 40
 
 u8, u16 = st.integers(0, 2**8 - 1), st.integers(0, 2**16 - 1)
 u64, i64 = st.integers(0, 2**64 - 1), st.integers(-(2**63), 2**63 - 1)
