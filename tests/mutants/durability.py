@@ -174,7 +174,10 @@ MEMORY_AND_STATE: Final = (
     planted(
         "an account leaves memory before the state has it",
         Promise.AGGREGATES,
-        found_by("unit/test_ledger_stateful.py", quick=False),
+        found_by(
+            "unit/test_chunking.py::"
+            "test_what_no_checkpoint_has_stays_in_memory_however_small_that_is"
+        ),
         Edit(
             MEMORY,
             "            if account.pins or account.touched_epoch > self._committed_epoch:\n",

@@ -14,7 +14,7 @@ from cluster.packed import BODY_BYTES
 from shard_node.records import RecordKind, records_of
 from tests.support.crossing import CrossingRig
 from tests.support.ledgers import BANK, Rig, fold_of, tables, transfer_id
-from tests.support.naive_ledger import Ask
+from tests.support.naive_ledger import HOUR_US, Ask
 from tests.support.schedules import (
     FEW,
     MANY,
@@ -109,18 +109,49 @@ def test_what_changes_while_a_checkpoint_is_taken_is_not_in_it() -> None:
     rig = CrossingRig()
     rig.open_bank()
     rig.open(10)
-    rig.transfer(Ask(transfer_id(1), BANK, 10, 5))
+    for number in (1, 2):  # a period that has ended, and one that goes on
+        rig.transfer(Ask(transfer_id(number), BANK, 10, 5))
+        rig.let_time_pass(HOUR_US)
     rig.begin_checkpoint()
     begun = rig.ledger.sequence
-    rig.transfer(Ask(transfer_id(2), BANK, 10, 7))
-    rig.let_time_pass(3_600_000_000)  # the period that the checkpoint has ends, and another begins
-    rig.transfer(Ask(transfer_id(3), 10, BANK, 2))
-    rig.let_time_pass(3_600_000_000)
-    rig.transfer(Ask(transfer_id(4), 10, BANK, 1))
+    for number in (3, 4, 5):  # the one that goes on ends, and others begin and end
+        rig.transfer(Ask(transfer_id(number), 10, BANK, 2))
+        rig.let_time_pass(HOUR_US)
     rig.seal()
     rig.sync()
     rig.commit_checkpoint()
     assert tables(rig.state) == fold_of(rig.log, begun)
     rig.finish_checkpoint()
+    rig.checkpoint()
+    assert tables(rig.state) == fold_of(rig.log)
+
+
+def test_what_no_checkpoint_has_stays_in_memory_however_small_that_is() -> None:
+    """Before any checkpoint, while one is taken, and while what it has is let go."""
+    rig, players = CrossingRig(accounts_max=1), range(10, 20)
+    rig.open_bank()
+    for each in players:
+        rig.open(each)
+    paid = 0
+
+    def pay_all() -> None:
+        nonlocal paid
+        paid += 1
+        for each in players:
+            rig.transfer(Ask(transfer_id(100 * paid + each), BANK, each, 1))
+        rig.seal()
+        assert [rig.balance(each) for each in players] == [paid] * len(players)
+
+    for _ in range(3):
+        pay_all()
+        pay_all()
+        rig.begin_checkpoint()
+        pay_all()
+        rig.take(3)
+        pay_all()
+        rig.commit_checkpoint()
+        pay_all()
+        while not rig.release(2):
+            pay_all()
     rig.checkpoint()
     assert tables(rig.state) == fold_of(rig.log)
