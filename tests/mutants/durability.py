@@ -131,8 +131,10 @@ MEMORY_AND_STATE: Final = (
         found_by("unit/test_chunking.py::test_a_checkpoint_has_what_its_very_first_record_changed"),
         Edit(
             MEMORY,
-            "            if current is None or balance.last_sequence < self.first_sequence:\n",
-            "            if current is None or balance.last_sequence <= self.first_sequence:\n",
+            "            if not balance.first_sequence "
+            "or balance.last_sequence < self.first_sequence:\n",
+            "            if not balance.first_sequence "
+            "or balance.last_sequence <= self.first_sequence:\n",
         ),
         of_the_twelve=True,
     ),
@@ -337,12 +339,22 @@ BELIEVED: Final = (
         found_by("unit/test_chunking.py::test_two_ways_of_cutting_give_one_state"),
         Edit(
             OPEN_BLOCK,
-            "        self.first_sequence = self.sequence + 1\n        self._parts, self._heap",
+            "        self.first_sequence = self.sequence + 1\n        self.records, self._heap",
             "        self.sequence -= draft.count > 1\n"
             "        self.first_sequence = self.sequence + 1\n"
-            "        self._parts, self._heap",
+            "        self.records, self._heap",
         ),
         of_the_twelve=True,
+    ),
+    planted(
+        "a record of the open block is read from the wrong place",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_records.py::test_metadata_is_read_back_wherever_its_record_is"),
+        Edit(
+            OPEN_BLOCK,
+            "        place = bisect_right(self._chunk_sequences, sequence) - 1\n",
+            "        place = bisect_right(self._chunk_sequences, sequence - 1) - 1\n",
+        ),
     ),
     planted(
         "an epoch that is over writes on",

@@ -124,8 +124,9 @@ DECISIONS: Final = (
         ),
         Edit(
             LEDGER,
-            "            return BUSY_RESULT\n",
-            "            return self._refuse(RefusalReason.INSUFFICIENT_FUNDS, body, metadata)\n",
+            "            return results.write(BUSY_RESULT)\n",
+            "            reason = RefusalReason.INSUFFICIENT_FUNDS\n"
+            "            return results.write(self._refuse(reason, body, metadata))\n",
         ),
     ),
     planted(
@@ -232,7 +233,31 @@ SUMS: Final = (
         "lifetime sums are cut to 64 bits in the state",
         Promise.AGGREGATES,
         found_by("unit/test_books.py::test_a_periods_row_comes_back"),
-        Edit(BOOKS, "        period.outgoing_before >> 64,\n", "        0,\n"),
+        Edit(
+            BOOKS,
+            "        write_i64_le(writer, _signed(total >> 64))\n",
+            "        write_i64_le(writer, 0)\n",
+        ),
+    ),
+    planted(
+        "the balance at hand is taken for that of another currency",
+        Promise.CONSERVATION,
+        found_by("unit/test_ledger_conservation.py"),
+        Edit(
+            BOOKS,
+            "        if latest is not None and latest.currency == currency:\n",
+            "        if latest is not None:\n",
+        ),
+    ),
+    planted(
+        "an entry names the other account's previous one",
+        Promise.AGGREGATES,
+        found_by("unit/test_statements.py::test_a_statement_is_every_entry_in_order"),
+        Edit(
+            LEDGER,
+            "            paying.last_sequence,\n            paid.last_sequence,\n",
+            "            paid.last_sequence,\n            paying.last_sequence,\n",
+        ),
     ),
     planted(
         "a total takes back an entry of its own instant",

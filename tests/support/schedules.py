@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.refusals import RefusalReason
-from shard_node.books import HOUR_US, read_account_row, read_period_row
+from shard_node.books import HOUR_US, account_row, read_account_row, read_period_row
 from shard_node.state import TABLES, LmdbState, StateFile, open_row
 from shard_node.transactions import REMEMBERED_US, Decided, read_transaction_row
 from tests.support.crossing import HERE, LIFE_US, SECOND_US, YES, Attempt, CrossingRig, Move, no
@@ -198,8 +198,9 @@ def without_stamps(tables: Tables) -> dict[str, dict[object, object]]:
     transactions: dict[object, object] = {}
     for key, value in tables["accounts"].items():
         account = read_account_row(key, _bytes(value))
-        opened_us, status_us = _hour(account.opened_us), _hour(account.status_time_us)
-        accounts[key] = replace(account, opened_us=opened_us, status_time_us=status_us)
+        account.opened_us = _hour(account.opened_us)
+        account.status_time_us = _hour(account.status_time_us)
+        accounts[key] = account_row(account)
     for key, value in tables["periods"].items():
         period = read_period_row(key, _bytes(value))
         start_us, last_us = _hour(period.start_us), _hour(period.last_time_us)
