@@ -29,7 +29,7 @@ simulate: $(INSTALLED) ## play 20,000 schedules of shards and coordinators under
 	$(PY) -m tests.simulation --schedules 20000
 
 .PHONY: properties
-properties: $(INSTALLED) ## play the property tests under 20 seeds each
+properties: $(COMPILED) ## play the property tests under 20 seeds each, on compiled cores
 	$(PY) -m tests.properties --rounds 20
 
 .PHONY: mutants

@@ -1,8 +1,8 @@
 """Plays the property tests for long: `python -m tests.properties --rounds 50 [--seed N]`.
 
-A test run plays each of them once. Here every round plays them all under the next seed, on every
-core. The first that fails ends it, and is told with its seed: that test alone, with the seed in the
-environment, replays it.
+A test run plays each of them once, on the sources. Here every round plays them all under the next
+seed, on every core, and on the compiled cores where there are any. The first that fails ends it,
+and is told with its seed: that test alone, with the seed in the environment, replays it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from scripts import compiled
 from scripts.progress import progress
+from shard_node import ledger
 from tests.support import SEED_VARIABLE, seed_of_run
 
 if TYPE_CHECKING:
@@ -68,10 +70,14 @@ Task = tuple[str, str, int]
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--seed", type=int, help="Of the first round; the next has the next. [random]")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, type=click.IntRange(1))
+@click.option("--sources", is_flag=True, help="Play them on the sources, compiled or not.")
 @click.option("--json", "as_json", is_flag=True, help="Say it for programs.")
-def main(*, rounds: int, seed: int | None, jobs: int, as_json: bool) -> None:
+def main(*, rounds: int, seed: int | None, jobs: int, sources: bool, as_json: bool) -> None:
     """Play every property test under many seeds."""
     console = Console(stderr=as_json)
+    if not sources and not is_compiled():
+        play_on_compiled_cores()
+    console.print("on compiled cores" if is_compiled() else "on the sources")
     first = seed_of_run() if seed is None else seed
     tasks = [
         (module, test, first + number)
@@ -100,6 +106,19 @@ def main(*, rounds: int, seed: int | None, jobs: int, as_json: bool) -> None:
         table.add_row(test.removeprefix("test_").replace("_", " "), str(rounds), f"{took:.1f}")
     console.print(table)
     console.print(f"{len(tasks):,} in {took_s:.0f} s")
+
+
+def is_compiled() -> bool:
+    """Whether it is compiled cores that this process runs."""
+    return not (ledger.__file__ or "").endswith(".py")
+
+
+def play_on_compiled_cores() -> None:
+    """Begins anew where the compiled cores come first; returns when there are none."""
+    environment = dict(compiled.environment())
+    if environment.get("PYTHONPATH") == str(compiled.folder()):
+        command = [sys.executable, "-m", "tests.properties", *sys.argv[1:]]
+        os.execve(sys.executable, command, environment)
 
 
 def played(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[float, str]]:
