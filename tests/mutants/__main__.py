@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import click
@@ -87,11 +88,12 @@ async def run(chosen: Sequence[Mutant], jobs: int, seed: int, console: Console) 
     """Run them, showing how far it is."""
     results = []
     with progress(console, "mutants", len(chosen)) as advance:
-        async for each in Bench(jobs, seed).results(chosen):
-            results.append(each)
-            advance(1)
-            if each.verdict is not Verdict.FOUND:
-                console.print(f"[red]{each.verdict}[/red] {escape(each.mutant.name)}")
+        async with aclosing(Bench(jobs, seed).results(chosen)) as coming:
+            async for each in coming:
+                results.append(each)
+                advance(1)
+                if each.verdict is not Verdict.FOUND:
+                    console.print(f"[red]{each.verdict}[/red] {escape(each.mutant.name)}")
     return results
 
 

@@ -227,17 +227,26 @@ COORDINATORS: Final = (
 """The coordinators' half."""
 
 
+# Some of the schedules in which the simulation looks for its own mistakes, without any.
+RIGHT_SCHEDULES: Final = Rig(
+    ("-m", "tests.simulation", "--schedules", "200", "--seed", "0", "--jobs", "1"), is_quick=False
+)
+
+
 def _simulated() -> tuple[Mutant, ...]:
     """Those that the simulation of shards and coordinators plants in its own parts."""
     file = "simulation/test_mutants.py"
-    by_chance = {
-        name: found_by(f"{file}::test_chance_notices[{name}]", quick=False) for name in SIMULATED
-    }
-    rigs: dict[str, Rig] = {
-        **by_chance,
-        NEEDS_A_PLAN: found_by(f"{file}::test_plans_notice", quick=False),
-    }
-    return tuple(Mutant(f"2PC: {name}", Promise.ATOMICITY, rig) for name, rig in rigs.items())
+    tests = dict.fromkeys(SIMULATED, "test_chance_notices[{name}]")
+    tests[NEEDS_A_PLAN] = "test_plans_notice"
+    return tuple(
+        Mutant(
+            f"2PC: {name}",
+            Promise.ATOMICITY,
+            found_by(f"{file}::{test.format(name=name)}", quick=False),
+            right=RIGHT_SCHEDULES,
+        )
+        for name, test in tests.items()
+    )
 
 
 MUTANTS: Final = (*SHARDS, *COORDINATORS, *_simulated())

@@ -93,9 +93,9 @@ class Mutant:
         name: what is wrong, in a few words; no two are alike.
         promise: what it breaks.
         rig: what has to turn red.
-        edits: how it is planted. None = by the rig itself, which is green when it has noticed; and
-            when it is planted in nothing the tests of that rig are red.
+        edits: how it is planted. None = by the rig itself, which is green once it has noticed.
         is_of_the_twelve: whether it is one of those that must always be there.
+        right: a rig that plants by itself, without the mistake; must be green.
     """
 
     name: str
@@ -103,6 +103,12 @@ class Mutant:
     rig: Rig
     edits: tuple[Edit, ...] = ()
     is_of_the_twelve: bool = False
+    right: Rig | None = None
+
+    @property
+    def unharmed(self) -> Rig:
+        """What has to be green without the mistake."""
+        return self.right or self.rig
 
     def check(self, root: Path) -> None:
         """Looks whether it can be planted in a source tree.

@@ -24,7 +24,7 @@ from tests.mutants.mutant import Rig
 from tests.support import DATA_VARIABLE, ROOT, SEED_VARIABLE, SHRINK_VARIABLE, shared_data
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from tests.mutants.mutant import Mutant
 
@@ -110,7 +110,7 @@ class Bench:
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.jobs)
 
-    async def results(self, mutants: Sequence[Mutant]) -> AsyncIterator[Result]:
+    async def results(self, mutants: Sequence[Mutant]) -> AsyncGenerator[Result, None]:
         """Each mutant's result, as they come in. Every rig also runs once without a mistake.
 
         Raises:
@@ -119,28 +119,24 @@ class Bench:
         for each in mutants:
             each.check(ROOT)
         with copy_of(ROOT) as source:  # whatever is written meanwhile is no part of this run
-            async for result in self._results(source, mutants):
-                yield result
-
-    async def _results(self, source: Path, mutants: Sequence[Mutant]) -> AsyncIterator[Result]:
-        clean = self._begin_unharmed(source, _without_mistake(mutants))
-        tasks = [asyncio.create_task(self._result(source, each, clean)) for each in mutants]
-        try:
-            for result in asyncio.as_completed(tasks):
-                yield await result
-        finally:
-            begun = {*tasks, *clean.values()}
-            for task in begun:
-                task.cancel()
-            await asyncio.gather(*begun, return_exceptions=True)
+            clean = self._begin_unharmed(source, {each.unharmed for each in mutants})
+            tasks = [asyncio.create_task(self._result(source, each, clean)) for each in mutants]
+            try:
+                for result in asyncio.as_completed(tasks):
+                    yield await result
+            finally:
+                begun = {*tasks, *clean.values()}
+                for task in begun:
+                    task.cancel()
+                await asyncio.gather(*begun, return_exceptions=True)
 
     def _begin_unharmed(
-        self, source: Path, rigs: list[Rig]
+        self, source: Path, rigs: set[Rig]
     ) -> dict[Rig, asyncio.Task[dict[Rig, Run]]]:
         """Begins to run rigs without a mistake: tests together, for a start takes the longest."""
-        tests = [each for each in rigs if each.is_pytest]
+        tests = sorted((each for each in rigs if each.is_pytest), key=str)
         some = [tests[at :: self.jobs] for at in range(self.jobs)]
-        some += [[each] for each in rigs if not each.is_pytest]
+        some += [[each] for each in sorted(rigs, key=str) if not each.is_pytest]
         begun: dict[Rig, asyncio.Task[dict[Rig, Run]]] = {}
         for each in some:
             task = asyncio.create_task(self._unharmed(source, each))
@@ -161,11 +157,10 @@ class Bench:
         run = await self._run(source, mutant.rig, mutant)
         verdict = _verdict(run.status, red=GREEN if not mutant.edits else RED)
         said = run.said if verdict is Verdict.FOUND else run.output[-_OUTPUT_SHOWN_MAX:]
-        if mutant.edits:
-            unharmed = (await clean[mutant.rig])[mutant.rig]
-            if unharmed.status != GREEN:
-                verdict = _UNHARMED.get(unharmed.status, Verdict.BROKEN)
-                said = unharmed.output[-_OUTPUT_SHOWN_MAX:]
+        unharmed = (await clean[mutant.unharmed])[mutant.unharmed]
+        if unharmed.status != GREEN:
+            verdict = _UNHARMED.get(unharmed.status, Verdict.BROKEN)
+            said = unharmed.output[-_OUTPUT_SHOWN_MAX:]
         return Result(mutant, verdict, run.seconds, said)
 
     async def _run(self, source: Path, rig: Rig, mutant: Mutant | None = None) -> Run:
@@ -174,11 +169,6 @@ class Bench:
                 if mutant is not None:
                     mutant.plant(root)
                 return await _run_in(root, rig, self.seed)
-
-
-def _without_mistake(mutants: Sequence[Mutant]) -> list[Rig]:
-    """The rigs to run unharmed, each once; one that plants its own mistakes has such tests too."""
-    return list(dict.fromkeys(each.rig for each in mutants if each.edits))
 
 
 def _joined(rigs: list[Rig]) -> Rig:
