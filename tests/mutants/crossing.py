@@ -123,9 +123,12 @@ SHARDS: Final = (
         ),
     ),
     planted(
-        "an unpaid debit reserves only what the group leaves",
+        "a reservation covers only what the group leaves in the end",
         Promise.NO_OVERDRAFT,
-        STATEFUL,
+        found_by(
+            "unit/test_groups.py::"
+            "test_whatever_is_accepted_beside_it_what_is_prepared_can_be_posted"
+        ),
         Edit(
             "shard_node/legs.py",
             "        courses[place] = now, min(lowest, now), max(highest, now)\n",

@@ -349,7 +349,7 @@ BELIEVED: Final = (
     planted(
         "a record of the open block is read from the wrong place",
         Promise.EXACTLY_ONCE,
-        found_by("unit/test_records.py::test_metadata_is_read_back_wherever_its_record_is"),
+        found_by("unit/test_records.py::test_the_open_block_is_read_while_it_is_written"),
         Edit(
             OPEN_BLOCK,
             "        place = bisect_right(self._chunk_sequences, sequence) - 1\n",
