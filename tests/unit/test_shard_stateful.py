@@ -413,7 +413,7 @@ def as_shown(entry: Entry) -> tuple[object, ...]:
 
 
 def test_a_shard_is_the_naive_shard(seed: int) -> None:
-    run_machine(ShardMachine, seed, examples=10, steps=50)
+    run_machine(ShardMachine, seed, examples=5, steps=40)
 
 
 def test_long_lives_of_a_shard(rng: random.Random) -> None:
