@@ -136,13 +136,23 @@ SHARDS: Final = (
         ),
     ),
     planted(
+        "a single leg reserves on the wrong side",
+        Promise.NO_OVERDRAFT,
+        found_by("unit/test_participant.py::test_what_a_participant_posts"),
+        Edit(
+            "shard_node/legs.py",
+            "(0, leg.amount_minor) if leg.incoming else (leg.amount_minor, 0)",
+            "(leg.amount_minor, 0) if leg.incoming else (0, leg.amount_minor)",
+        ),
+    ),
+    planted(
         "clearing sign wrong",
         Promise.CONSERVATION,
         STATEFUL,
         Edit(
             "shard_node/posting.py",
-            "            owed = -leg.amount_minor if leg.incoming else leg.amount_minor\n",
-            "            owed = leg.amount_minor if leg.incoming else -leg.amount_minor\n",
+            "(leg.peer, leg.currency), -leg.signed_minor, decided_us)\n",
+            "(leg.peer, leg.currency), leg.signed_minor, decided_us)\n",
         ),
     ),
     planted(
@@ -151,8 +161,8 @@ SHARDS: Final = (
         found_by("unit/test_clearing.py", "unit/test_crossing_service.py"),
         Edit(
             "shard_node/posting.py",
-            "self._clearing.post((leg.peer, leg.currency), owed, decided_us)\n",
-            "self._clearing.post((leg.peer, leg.currency), owed, time_us)\n",
+            "(leg.peer, leg.currency), -leg.signed_minor, decided_us)\n",
+            "(leg.peer, leg.currency), -leg.signed_minor, time_us)\n",
         ),
     ),
     planted(

@@ -226,8 +226,21 @@ MEMORY_AND_STATE: Final = (
         found_by("contract/test_state.py::test_keys_are_found_near_each_other_and_far_apart"),
         Edit(
             STATE,
-            "            if is_keyed(record):\n",
-            "            if is_keyed(record) and at < sequence:\n",
+            "    return rows\n\n\ndef read_key_row",
+            "    return rows[:-1]\n\n\ndef read_key_row",
+        ),
+    ),
+    planted(
+        "keys are numbered without the records between them",
+        Promise.EXACTLY_ONCE,
+        found_by(
+            "contract/test_state.py::test_records_that_are_no_transfers_have_no_key",
+            "unit/test_chunking.py",
+        ),
+        Edit(
+            RECORDS,
+            'sequence.to_bytes(8, "little"))\n        sequence += 1\n',
+            'sequence.to_bytes(8, "little"))\n            sequence += 1\n',
         ),
     ),
     planted(

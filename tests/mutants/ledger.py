@@ -76,9 +76,9 @@ DECISIONS: Final = (
         ),
         Edit(
             LEGS,
-            "            busy |= balance.minor + balance.reserved_incoming + course "
-            "> account.cap_minor\n",
-            "            busy |= balance.reserved_incoming + course > account.cap_minor\n",
+            "            elif balance.minor + balance.reserved_incoming + course "
+            "> account.cap_minor:\n",
+            "            elif balance.reserved_incoming + course > account.cap_minor:\n",
         ),
     ),
     planted(
@@ -87,8 +87,8 @@ DECISIONS: Final = (
         found_by("unit/test_groups.py"),
         Edit(
             LEGS,
-            "            course = courses[place] = courses.get(place, 0) - leg.amount_minor\n",
-            "            course = courses[place] = -leg.amount_minor\n",
+            "            course = courses[place] = courses.get(place, 0) + course\n",
+            "            courses[place] = course\n",
         ),
     ),
     planted(
