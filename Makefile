@@ -38,6 +38,14 @@ crash: $(INSTALLED) $(COMPILED) ## fail, kill, cut the power of and damage a sha
 torture: $(ETCD) ## torment real clusters for 10 minutes and check every answer
 	$(PY) -m tests.history --minutes 10
 
+.PHONY: properties
+properties: $(COMPILED) ## play the property tests under 20 seeds each, on compiled cores
+	$(PY) -m tests.properties --rounds 20
+
+.PHONY: mutants
+mutants: $(INSTALLED) ## plant some hundred bugs, one by one; each must turn a test red
+	$(PY) -m tests.mutants
+
 .PHONY: check
 check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothing
 	$(PY) -m ruff format --check .

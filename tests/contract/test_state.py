@@ -386,6 +386,23 @@ def test_a_damaged_row_is_found_when_it_is_read(file: StateFile, rng: random.Ran
     state.close()
 
 
+def test_a_row_in_anothers_place_is_found(file: StateFile) -> None:
+    """It is whole, with the checksum it was written with, and speaks of somebody else."""
+    state = LmdbState(file)
+    accounts = [account_row(account(each)) for each in (1, 2)]
+    periods = [period_row(each, 1, period(HOUR_0_US, each)) for each in (1, 2)]
+    Site(state, file).write(accounts, periods)
+    for table, (own, other) in ((file.accounts, accounts), (file.periods, periods)):
+        _put(file, table, own[0], seal_row(*other))
+        state.refresh()
+        with pytest.raises(DamagedStateError, match=own[0].hex()):
+            state.load_account(1)
+        _put(file, table, own[0], seal_row(*own))
+        state.refresh()
+        assert state.load_account(1)
+    state.close()
+
+
 def _put(file: StateFile, table: Any, row_key: bytes, value: bytes) -> None:
     with file.env.begin(write=True, db=table) as txn:
         assert txn.put(row_key, value)

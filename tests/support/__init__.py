@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEED_VARIABLE = "DOUBLOON_SEED"
 DATA_VARIABLE = "DOUBLOON_SHARED_DATA"
+SHRINK_VARIABLE = "DOUBLOON_SHRINK"  # 0: a failing example is told as it was found
 RUN_VARIABLE = "DOUBLOON_TEST_RUN"  # marks every process that a test run starts
 POLL_S = 0.01  # small beside what is waited for, and a hundred polls a second cost nothing
 

@@ -110,12 +110,16 @@ class Rig:
         self.clock = HybridClock(self.wall)
         self.log = MemoryLog(IDENTITY, EPOCH)
         self.reads = Reads()
-        self.state = CountingState(self.reads)
+        self.state = self.new_state()
         self._accounts_max = accounts_max
         self._writer = LocalStateWriter(self.state, self.log)
         self.draft: Draft | None = None
         self.committed = False
         self.recover()
+
+    def new_state(self) -> CountingState:
+        """What checkpoints are written to; empty."""
+        return CountingState(self.reads)
 
     # --- commands -------------------------------------------------------------------------------
 

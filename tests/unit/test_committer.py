@@ -10,6 +10,7 @@ import pytest
 
 from shard_node.committer import APPEND_BLOCKS_MAX, Committer
 from shard_node.records import RECORD_BYTES, BlockDraft
+from tests.support import eventually
 from tests.support.engines import START_US, HeldLog, settle
 
 RECORD = bytes(RECORD_BYTES)
@@ -170,8 +171,7 @@ async def test_a_failed_append_is_fatal_and_lets_nobody_go() -> None:
         await it.log.begun(1)
         it.log.error = OSError("the disk is gone")
         it.log.let_go()
-        while not it.fatal:  # noqa: ASYNC110 - a few turns of the loop, and no event to wait for
-            await asyncio.sleep(0)
+        await eventually(lambda: bool(it.fatal), "the error is fatal", 5)
         it.log.error = None  # the next would succeed, over a hole: it must not be tried
         it.seal()
         it.committer.kick()

@@ -20,6 +20,7 @@ from shard_node.ledger import COMPLETED
 from shard_node.legs import STATUS_FROZEN
 from shard_node.limits import Limits
 from shard_node.records import BLOCK_BYTES_MAX
+from tests.support import eventually
 from tests.support.engines import Result, bodies_of, body, results_of, running, settle
 
 SEALED_BLOCKS_MAX = engine_module.SEALED_BYTES_MAX // BLOCK_BYTES_MAX
@@ -125,8 +126,7 @@ async def test_a_failed_append_is_fatal_and_answers_nobody() -> None:
         await settle()
         it.log.error = OSError("no sync")
         it.log.let_go()
-        while not it.fatal:  # noqa: ASYNC110 - a few turns of the loop, and no event to wait for
-            await asyncio.sleep(0)
+        await eventually(lambda: bool(it.fatal), "the error is fatal", 5)
         it.log.error = None
         later = it.begin(body(9, 3, 4))
         await settle()
@@ -244,8 +244,7 @@ async def test_the_applier_waits_for_the_checkpoint_and_goes_on_after() -> None:
         answers = [it.begin(body(number, 1, 2)) for number in range(1, 2_000)]
         batch = it.begin(*(body(5_000 + number, 3, 4) for number in range(3_000)))
         await it.writer.begun(commits + 1)
-        while not it.engine._must_wait():  # noqa: ASYNC110 - work goes on, and makes no event
-            await asyncio.sleep(0)
+        await eventually(it.engine._must_wait, "the applier has to wait", 10)
         stands_at = it.engine.ledger.sequence
         await settle()
         assert it.engine.ledger.sequence == stands_at, "nothing is applied meanwhile"

@@ -7,7 +7,6 @@ crashes. Afterwards the state is the fold of the log, byte for byte, wherever ch
 from dataclasses import replace
 from typing import Any
 
-import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -15,7 +14,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from shard_node.books import PERIOD_ENTRIES_MAX
@@ -32,6 +30,7 @@ from tests.support.naive_ledger import (
     fold,
 )
 from tests.support.naive_ledger import series as naive_series
+from tests.support.properties import run_machine
 
 ACCOUNTS = range(BANK, BANK + 8)
 CURRENCIES = (1, 2)
@@ -242,14 +241,4 @@ def flat(totals: Any) -> tuple[int, ...]:
 
 
 def test_the_ledger_is_the_naive_ledger(seed: int) -> None:
-    machine = hypothesis.seed(seed)(type("SeededLedgerMachine", (LedgerMachine,), {}))
-    run_state_machine_as_test(
-        machine,
-        settings=hypothesis.settings(
-            max_examples=120,
-            stateful_step_count=50,
-            database=None,  # the seed alone replays it
-            report_multiple_bugs=False,
-            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
-        ),
-    )
+    run_machine(LedgerMachine, seed, examples=120, steps=50)

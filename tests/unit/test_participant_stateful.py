@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from cluster.packed import BODY_BYTES, KEY_BYTES, Fate, Outcome, Vote
@@ -37,6 +35,7 @@ from tests.support.crossing import (
 )
 from tests.support.ledgers import BANK, fold_of, tables, transfer_id
 from tests.support.naive_ledger import ACTIVE, CLOSED, FROZEN, Ask
+from tests.support.properties import run_machine
 
 PLAYERS = (10, 11, 12)
 LOCAL = (BANK, *PLAYERS)
@@ -392,15 +391,4 @@ def random_crossing(rng: random.Random) -> Crossing:
 
 
 def test_whatever_is_asked_the_log_stays_lawful(seed: int) -> None:
-    machine = hypothesis.seed(seed)(type("SeededParticipantMachine", (ParticipantMachine,), {}))
-    run_state_machine_as_test(
-        machine,
-        settings=hypothesis.settings(
-            max_examples=40,
-            stateful_step_count=50,
-            database=None,  # the seed alone replays it
-            report_multiple_bugs=False,
-            suppress_health_check=list(hypothesis.HealthCheck),
-            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
-        ),
-    )
+    run_machine(ParticipantMachine, seed, examples=40, steps=50)

@@ -223,6 +223,28 @@ def test_metadata_is_read_back_wherever_its_record_is() -> None:
         assert [rig.ledger.read_transfer(3 + at)[1] for at in range(4)] == texts
 
 
+def test_the_open_block_is_read_while_it_is_written(rng: random.Random) -> None:
+    """Any record of it, at any moment, however often; and sealed it has them all, in order."""
+    rig = Rig()
+    rig.open_bank()
+    rig.open(10)
+    first = rig.ledger.sequence + 1
+    asks = [
+        Ask(transfer_id(number), BANK, 10, 1, metadata=b"m" * (number % 4)) for number in range(60)
+    ]
+    for number, ask in enumerate(asks):
+        rig.transfer(ask)
+        for at in rng.choices(range(number + 1), k=rng.choice((0, 0, 1, 3))):
+            record, metadata = rig.ledger.read_transfer(first + at)
+            assert record.startswith(body_of(asks[at]))
+            assert metadata == asks[at].metadata
+    rig.seal()
+    rig.sync()
+    (block,) = rig.log.blocks(1)
+    bodies = [record[: len(record) // 2] for record in records_of(block.draft)]
+    assert bodies[-len(asks) :] == [body_of(each) for each in asks]
+
+
 def test_records_of_a_block_are_its_slices() -> None:
     draft = blocks(1)[0].draft
     parts = list(records_of(draft))

@@ -371,6 +371,9 @@ async def test_more_than_the_router_may_have_in_progress_is_refused_early() -> N
         free.set()
         await first
         assert len(await batch(it, transfer(1, 6), transfer(1, 7), transfer(1, 8))) == 3
+        with pytest.raises(Fault) as caught:  # what came in has gone out once, and not twice
+            await batch(it, *(transfer(1, each) for each in range(9, 13)))
+        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize(

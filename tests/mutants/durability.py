@@ -1,0 +1,395 @@
+"""Mistakes in what is durable, what memory lets go of, and what a start believes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutants.mutant import Edit, Promise, found_by, planted
+
+COMMITTER: Final = "shard_node/committer.py"
+ENGINE: Final = "shard_node/engine.py"
+LOG: Final = "shard_node/log.py"
+MEMORY: Final = "shard_node/memory.py"
+OPEN_BLOCK: Final = "shard_node/open_block.py"
+RECORDS: Final = "shard_node/records.py"
+STARTUP: Final = "shard_node/startup.py"
+STATE: Final = "shard_node/state.py"
+
+DURABLE: Final = (
+    planted(
+        "acknowledge before sync",
+        Promise.DURABILITY,
+        found_by(
+            "unit/test_committer.py::test_nobody_is_let_go_before_the_append_returns",
+            "unit/test_engine.py::test_an_answer_waits_for_its_append",
+        ),
+        Edit(
+            COMMITTER,
+            "            try:\n                await loop.run_in_executor(",
+            "            self.durable_sequence = blocks[-1].last_sequence\n"
+            "            self._release()\n"
+            "            try:\n                await loop.run_in_executor(",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "ignore EIO",
+        Promise.DURABILITY,
+        found_by(
+            "unit/test_committer.py::test_a_failed_append_is_fatal_and_lets_nobody_go",
+            "unit/test_engine.py::test_a_failed_append_is_fatal_and_answers_nobody",
+        ),
+        Edit(
+            COMMITTER,
+            "                self._on_fatal(error)\n                return\n",
+            "                del error\n",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "the checkpoint's error is ignored",
+        Promise.DURABILITY,
+        found_by("unit/test_engine.py::test_a_failed_checkpoint_is_fatal"),
+        Edit(
+            "shard_node/checkpoints.py",
+            "                self._on_fatal(error)\n                raise\n",
+            "                _LOG.warning('checkpoint_failed', error=str(error))\n",
+        ),
+    ),
+    planted(
+        "a question is answered from what is not durable",
+        Promise.DURABILITY,
+        found_by("unit/test_engine.py::test_a_read_of_what_is_not_durable_waits"),
+        Edit(
+            ENGINE,
+            "            await self.committer.durable(sequence)\n"
+            "            account = self.account(account_id)\n",
+            "            account = self.account(account_id)\n",
+        ),
+    ),
+    planted(
+        "a transfer is told of before it is durable",
+        Promise.DURABILITY,
+        found_by("unit/test_engine.py::test_a_read_of_what_is_not_durable_waits"),
+        Edit(
+            ENGINE,
+            "        await self.committer.durable(sequence)\n"
+            "        record, metadata = read_outcome(",
+            "        record, metadata = read_outcome(",
+        ),
+    ),
+    planted(
+        "the state runs ahead of the log",
+        Promise.DURABILITY,
+        found_by("unit/test_engine.py::test_a_checkpoint_does_not_run_ahead_of_the_log"),
+        Edit(
+            "shard_node/checkpoints.py",
+            "        await self._committer.durable(draft.sequence)\n",
+            "        self._committer.kick()\n",
+        ),
+    ),
+    planted(
+        "an instant that was answered for is posted at again",
+        Promise.LINEARIZABILITY,
+        found_by(
+            "unit/test_engine.py::test_nothing_is_posted_at_or_before_an_instant_once_it_is_settled"
+        ),
+        Edit(
+            ENGINE,
+            "        if self.ledger.block.stamp_us <= instant_us:\n",
+            "        if self.ledger.block.stamp_us > instant_us:\n",
+        ),
+    ),
+    planted(
+        "clock backwards",
+        Promise.LINEARIZABILITY,
+        found_by("unit/test_clock.py"),
+        Edit(
+            "cluster/clock.py",
+            "        self._last_us = max(self._clock.now_us(), self._last_us + 1)\n",
+            "        self._last_us = self._clock.now_us()\n",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "a peer's clock is followed however far it is ahead",
+        Promise.LINEARIZABILITY,
+        found_by("unit/test_clock.py"),
+        Edit(
+            "cluster/clock.py",
+            "        if instant_us > self._clock.now_us() + self._ahead_max_us:\n",
+            "        if instant_us > self._last_us + self._ahead_max_us:\n",
+        ),
+    ),
+)
+"""What may be said, and when."""
+
+MEMORY_AND_STATE: Final = (
+    planted(
+        "checkpoint that misses a dirty row",
+        Promise.AGGREGATES,
+        found_by("unit/test_chunking.py::test_a_checkpoint_has_what_its_very_first_record_changed"),
+        Edit(
+            MEMORY,
+            "            if not balance.first_sequence "
+            "or balance.last_sequence < self.first_sequence:\n",
+            "            if not balance.first_sequence "
+            "or balance.last_sequence <= self.first_sequence:\n",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "an account's row is missed when its change is a checkpoint's first",
+        Promise.AGGREGATES,
+        found_by("unit/test_chunking.py::test_a_checkpoint_has_what_its_very_first_record_changed"),
+        Edit(
+            MEMORY,
+            "        if account.changed_sequence >= self.first_sequence:\n",
+            "        if account.changed_sequence > self.first_sequence:\n",
+        ),
+    ),
+    planted(
+        "a row shows what came after its checkpoint",
+        Promise.AGGREGATES,
+        found_by(
+            "unit/test_chunking.py::test_what_changes_while_a_checkpoint_is_taken_is_not_in_it"
+        ),
+        Edit(
+            MEMORY,
+            "        if self._draft is not None:\n"
+            "            self._draft.about_to_change(account)\n",
+            "",
+        ),
+    ),
+    planted(
+        "periods that ended after a checkpoint began are forgotten with it",
+        Promise.AGGREGATES,
+        found_by(
+            "unit/test_chunking.py::test_what_changes_while_a_checkpoint_is_taken_is_not_in_it"
+        ),
+        Edit(
+            MEMORY,
+            "            del balance.closed[:count]\n",
+            "            assert count\n            balance.closed.clear()\n",
+        ),
+    ),
+    planted(
+        "an account leaves memory before the state has it",
+        Promise.AGGREGATES,
+        found_by(
+            "unit/test_chunking.py::"
+            "test_what_no_checkpoint_has_stays_in_memory_however_small_that_is"
+        ),
+        Edit(
+            MEMORY,
+            "            if account.pins or account.touched_epoch > self._committed_epoch:\n",
+            "            if account.pins or account.touched_epoch > self._committed_epoch + 1:\n",
+        ),
+    ),
+    planted(
+        "an account with reservations leaves memory",
+        Promise.NO_OVERDRAFT,
+        found_by("unit/test_participant_stateful.py", quick=False),
+        Edit(
+            MEMORY,
+            "            if account.pins or account.touched_epoch > self._committed_epoch:\n",
+            "            if account.touched_epoch > self._committed_epoch:\n",
+        ),
+    ),
+    planted(
+        "a transaction that has ended stays in the state",
+        Promise.AGGREGATES,
+        found_by("unit/test_participant_stateful.py", quick=False),
+        Edit(
+            "shard_node/transactions.py",
+            "                rows.append((transaction_id, None))\n",
+            "",
+        ),
+    ),
+    planted(
+        "skip one dedupe after restart",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_chunking.py::test_every_key_is_known_after_every_restart"),
+        Edit(
+            "shard_node/ledger.py",
+            "        self.memory.keys[body[:KEY_BYTES]] = sequence\n"
+            "        _, reason, _, source_minor",
+            "        if sequence != self.block.first_sequence:\n"
+            "            self.memory.keys[body[:KEY_BYTES]] = sequence\n"
+            "        _, reason, _, source_minor",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "the last key of a checkpoint is not written",
+        Promise.EXACTLY_ONCE,
+        found_by("contract/test_state.py::test_keys_are_found_near_each_other_and_far_apart"),
+        Edit(
+            STATE,
+            "    return rows\n\n\ndef read_key_row",
+            "    return rows[:-1]\n\n\ndef read_key_row",
+        ),
+    ),
+    planted(
+        "keys are numbered without the records between them",
+        Promise.EXACTLY_ONCE,
+        found_by(
+            "contract/test_state.py::test_records_that_are_no_transfers_have_no_key",
+            "unit/test_chunking.py",
+        ),
+        Edit(
+            RECORDS,
+            'sequence.to_bytes(8, "little"))\n        sequence += 1\n',
+            'sequence.to_bytes(8, "little"))\n            sequence += 1\n',
+        ),
+    ),
+    planted(
+        "a scan of keys stops before the highest",
+        Promise.EXACTLY_ONCE,
+        found_by("contract/test_state.py::test_keys_are_found_near_each_other_and_far_apart"),
+        Edit(STATE, "            if key > highest:\n", "            if key >= highest:\n"),
+    ),
+    planted(
+        "a transaction that has ended stays in the state's file",
+        Promise.AGGREGATES,
+        found_by("unit/test_chunking.py::test_a_file_has_the_rows_that_memory_has"),
+        Edit(
+            STATE,
+            "                    txn.delete(key, db=self.transactions)\n",
+            "                    pass\n",
+        ),
+    ),
+)
+"""What memory lets go of, and what the state has."""
+
+BELIEVED: Final = (
+    planted(
+        "hash not checked",
+        Promise.TAMPER_EVIDENCE,
+        found_by("unit/test_records.py::test_every_changed_byte_is_found"),
+        Edit(
+            RECORDS,
+            "    if _hash(value[:HEADER_BYTES], draft.records, draft.heap) != stored_hash:\n",
+            "    if len(stored_hash) != HASH_BYTES:\n",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "a block need not name the hash of the one before",
+        Promise.TAMPER_EVIDENCE,
+        found_by("unit/test_records.py::test_what_breaks_a_chain", "unit/test_startup.py"),
+        Edit(
+            RECORDS,
+            "    if block.previous_hash != (before.hash if before else GENESIS_HASH):\n",
+            "    if before is None and block.previous_hash != GENESIS_HASH:\n",
+        ),
+    ),
+    planted(
+        "the heap is not part of the hash",
+        Promise.TAMPER_EVIDENCE,
+        found_by("unit/test_records.py::test_every_changed_byte_is_found"),
+        Edit(RECORDS, "    digest.update(heap)\n", "    assert heap is not None\n"),
+    ),
+    planted(
+        "a row's checksum does not cover its key",
+        Promise.TAMPER_EVIDENCE,
+        found_by("contract/test_state.py::test_a_row_in_anothers_place_is_found"),
+        Edit(
+            STATE,
+            "    return body + _CRC.pack(zlib.crc32(body, zlib.crc32(key)))\n",
+            "    return body + _CRC.pack(zlib.crc32(body))\n",
+        ),
+        Edit(
+            STATE,
+            "    if crc != _CRC.pack(zlib.crc32(body, zlib.crc32(key))):\n",
+            "    if crc != _CRC.pack(zlib.crc32(body)):\n",
+        ),
+    ),
+    planted(
+        "the state's block need not be the log's",
+        Promise.TAMPER_EVIDENCE,
+        found_by("unit/test_startup.py"),
+        Edit(
+            STARTUP,
+            "    if (block.number, block.hash) != (checkpoint.block, checkpoint.block_hash):\n",
+            "    if block.number != checkpoint.block:\n",
+        ),
+    ),
+    planted(
+        "blocks are replayed without looking whether they follow",
+        Promise.TAMPER_EVIDENCE,
+        found_by("unit/test_startup.py"),
+        Edit(
+            STARTUP,
+            "        check_follows(before, block)\n        ledger.replay(block.draft)\n",
+            "        ledger.replay(block.draft)\n",
+        ),
+    ),
+    planted(
+        "a state of another shard is believed",
+        Promise.TAMPER_EVIDENCE,
+        found_by("unit/test_startup.py"),
+        Edit(
+            STARTUP,
+            "    if (checkpoint.cluster_id, checkpoint.shard_id) "
+            "!= (identity.cluster_id, identity.shard_id):\n",
+            "    if checkpoint.cluster_id != identity.cluster_id:\n",
+        ),
+    ),
+    planted(
+        "a log that breaks off is believed",
+        Promise.TAMPER_EVIDENCE,
+        found_by("unit/test_startup.py"),
+        Edit(
+            STARTUP,
+            "    if last is not None and (before is None or before.hash != last.hash):\n",
+            "    if last is not None and before is None:\n",
+        ),
+    ),
+    planted(
+        "reuse a sequence number",
+        Promise.TAMPER_EVIDENCE,
+        found_by("unit/test_chunking.py::test_two_ways_of_cutting_give_one_state"),
+        Edit(
+            OPEN_BLOCK,
+            "        self.first_sequence = self.sequence + 1\n        self.records, self._heap",
+            "        self.sequence -= draft.count > 1\n"
+            "        self.first_sequence = self.sequence + 1\n"
+            "        self.records, self._heap",
+        ),
+        of_the_twelve=True,
+    ),
+    planted(
+        "a record of the open block is read from the wrong place",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_records.py::test_the_open_block_is_read_while_it_is_written"),
+        Edit(
+            OPEN_BLOCK,
+            "        place = bisect_right(self._chunk_sequences, sequence) - 1\n",
+            "        place = bisect_right(self._chunk_sequences, sequence - 1) - 1\n",
+        ),
+    ),
+    planted(
+        "an epoch that is over writes on",
+        Promise.SINGLE_WRITER,
+        found_by("contract/test_log.py::test_an_epoch_that_is_over_cannot_write"),
+        Edit(
+            LOG,
+            "        if self.last is not None and self.last.epoch > epoch and not read_only:\n",
+            "        if self.last is not None and epoch < 1 and not read_only:\n",
+        ),
+    ),
+    planted(
+        "a block of an older epoch may follow",
+        Promise.SINGLE_WRITER,
+        found_by("unit/test_records.py::test_what_breaks_a_chain"),
+        Edit(
+            RECORDS,
+            "(block.epoch < before.epoch or block.draft.time_us <= before.draft.time_us)",
+            "(block.draft.time_us <= before.draft.time_us)",
+        ),
+    ),
+)
+"""What a start, and a reader, believe."""
+
+MUTANTS: Final = (*DURABLE, *MEMORY_AND_STATE, *BELIEVED)
