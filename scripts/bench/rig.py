@@ -1,0 +1,245 @@
+"""A cluster with funded accounts, and what its processes used while something ran.
+
+Accounts are players with money, so every transfer is checked as a game's is. Each shard has a
+treasury that funds its own accounts before anything is timed.
+"""
+
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import rpc
+from cluster.packed import BODY, RESULT_BYTES
+from doubloon import (
+    AccountKind,
+    AccountSpec,
+    AsyncAdminClient,
+    AsyncClient,
+    ClusterStatus,
+    new_transfer_id,
+)
+from doubloon.v1 import types_pb2
+from scripts.bench.load import CURRENCY, packed_requests
+from scripts.bench.results import Usage
+from scripts.bench.usage import CHECKPOINT, MemoryWatch, children, cpu_of, disk_bytes
+from scripts.local_cluster import COORDINATOR, ETCD, ROUTER, SHARD, LocalCluster
+
+FUNDS_MINOR = 10**12
+TREASURY_FLOOR_MINOR = -(2**62)
+TOPOLOGY_VERSION = 1
+CALL_TIMEOUT_S = 60.0
+BATCH = 8_000
+_COMPLETED = bytes([types_pb2.TRANSFER_STATUS_COMPLETED])
+_EXECUTE = "/doubloon.v1.ShardService/ExecuteTransfers"
+
+
+class NotCompletedError(Exception):
+    """A transfer of the load was not completed, so what was measured is not what was meant."""
+
+
+class Shard:
+    """A shard node spoken to directly, in serialized calls."""
+
+    def __init__(self, address: str, number: int) -> None:
+        self._channel = rpc.channel(address)
+        self._call: Any = self._channel.unary_unary(_EXECUTE)  # no serializers: bytes as they are
+        self._target = (
+            (rpc.SHARD_KEY, str(number)),
+            (rpc.TOPOLOGY_VERSION_KEY, str(TOPOLOGY_VERSION)),
+        )
+
+    async def execute(self, request: bytes) -> int:
+        """Send one packed batch, see that all of it was completed, and return how many those are.
+
+        Raises:
+            NotCompletedError: one was not.
+        """
+        answer = await self._call(request, timeout=CALL_TIMEOUT_S, metadata=self._target)
+        return completed_of(answer)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._channel.close()
+
+
+def completed_of(answer: bytes) -> int:
+    """Return how many results a serialized `ExecuteTransfersResponse` has, all of them completed.
+
+    Raises:
+        NotCompletedError: one is not.
+    """
+    count = len(answer) // RESULT_BYTES
+    statuses = answer[len(answer) - count * RESULT_BYTES :: RESULT_BYTES]
+    if statuses != _COMPLETED * count:
+        raise NotCompletedError(f"statuses of a batch: {sorted(set(statuses))}")
+    return count
+
+
+@dataclass
+class Section:
+    """A timed part of a case; complete when its context has ended."""
+
+    usage: Usage | None = None
+    memory: MemoryWatch | None = None
+
+
+class Rig:
+    """A running cluster under load.
+
+    Attributes:
+        cluster: its processes.
+        wallet, admin: clients of its routers.
+        accounts: how many there are, numbered from 1, with money.
+        currency: the number of `CURRENCY`.
+        shards: shard nodes by number, for packed calls.
+    """
+
+    def __init__(
+        self, cluster: LocalCluster, wallet: AsyncClient, admin: AsyncAdminClient, accounts: int
+    ) -> None:
+        self.cluster = cluster
+        self.wallet = wallet
+        self.admin = admin
+        self.accounts = accounts
+        self.currency = 0
+        self.shards = {
+            number: Shard(cluster.address(SHARD, number), number)
+            for number in cluster.topology.shards
+        }
+
+    async def prepare(self) -> None:
+        """Register the currency, open the accounts, and give each its money."""
+        self.currency = (await self.admin.register_currency(CURRENCY, scale=2)).number
+        topology = self.cluster.topology
+        treasuries: dict[int, int] = {}
+        each = self.accounts + 1
+        while len(treasuries) < len(self.shards):
+            treasuries.setdefault(topology.shard_of(each), each)
+            each += 1
+        specs = [AccountSpec(number) for number in range(1, self.accounts + 1)]
+        specs += [
+            AccountSpec(treasury, AccountKind.SYSTEM, TREASURY_FLOOR_MINOR)
+            for treasury in treasuries.values()
+        ]
+        for start in range(0, len(specs), BATCH):
+            results = await self.wallet.open_accounts(specs[start : start + BATCH])
+            if not all(result.opened for result in results):
+                raise NotCompletedError("an account was not opened")
+        grants: dict[int, list[bytes]] = {number: [] for number in self.shards}
+        reward = int(types_pb2.TRANSFER_TYPE_REWARD)
+        for account in range(1, self.accounts + 1):
+            number = topology.shard_of(account)
+            grants[number].append(
+                BODY.pack(
+                    new_transfer_id(), treasuries[number], account, FUNDS_MINOR, 0, 0,
+                    self.currency, 0, reward,
+                )
+            )  # fmt: skip
+        for number, packed in grants.items():
+            for request in packed_requests(b"".join(packed), BATCH):
+                await self.shards[number].execute(request)
+
+    def pids(self) -> dict[str, int]:
+        """Return every process of the cluster by name, checkpointing children included."""
+        found = {f"{ETCD}-1": self.cluster.etcd.pid}
+        for role in (ROUTER, COORDINATOR, SHARD):
+            for number in self.cluster.numbers(role):
+                pid = self.cluster.pid(role, number)
+                found[f"{role}-{number}"] = pid
+                if role == SHARD:
+                    found |= {f"{CHECKPOINT}-{number}": child for child in children(pid)[:1]}
+        return found
+
+    def data_bytes(self) -> int:
+        """Return what all shards' files occupy."""
+        return disk_bytes(*(self.cluster.data_folder(SHARD, number) for number in self.shards))
+
+    @asynccontextmanager
+    async def measured(self) -> AsyncIterator[Section]:
+        """Note what everything uses while the context lasts, and check nothing was lost."""
+        section = Section()
+        before, turns_before = await self.admin.cluster_status(), await self._turns()
+        disk, pids = self.data_bytes(), self.pids()
+        cpu, started_s = cpu_of(pids), time.perf_counter()
+        async with MemoryWatch(self.pids) as section.memory:
+            yield section
+        seconds, cpu_after = time.perf_counter() - started_s, cpu_of(pids)
+        after, turns_after = await self.admin.cluster_status(), await self._turns()
+
+        def grown(name: str) -> int:
+            return _total(after, name) - _total(before, name)
+
+        section.usage = Usage(
+            seconds,
+            grown("transfers_completed"),
+            grown("log_syncs"),
+            grown("log_bytes"),
+            self.data_bytes() - disk,
+            {name: used - cpu[name] for name, used in cpu_after.items()},
+            dict(section.memory.peak_bytes),
+            turns_after,
+            turns_before,
+        )
+
+    async def _turns(self) -> dict[str, float]:
+        """Return the longest turn of every event loop that tells, milliseconds."""
+        shards = (await self.admin.cluster_status()).shards
+        turns = {f"{SHARD}-{each.shard_id}": each.longest_turn_us / 1e3 for each in shards}
+        for number, address in enumerate(self.cluster.routers, 1):
+            async with AsyncAdminClient(address) as admin:
+                health = await admin.process_health()
+            turns[f"{ROUTER}-{number}"] = health.longest_turn_us / 1e3
+        return turns
+
+    async def close(self) -> None:
+        """Disconnect from the shard nodes."""
+        for shard in self.shards.values():
+            await shard.close()
+
+
+def _total(status: ClusterStatus, name: str) -> int:
+    return sum(getattr(shard, name) for shard in status.shards)
+
+
+@asynccontextmanager
+async def running(
+    *,
+    accounts: int,
+    shards: int = 1,
+    routers: int = 1,
+    folder: Path | None = None,
+    allow_imports: bool = False,
+    shard_options: Sequence[str] = (),
+) -> AsyncIterator[Rig]:
+    """Run a cluster with accounts for as long as the context lasts.
+
+    Args:
+        accounts: how many.
+        shards: how many.
+        routers: how many.
+        folder: where its data goes and stays; None = a temporary one.
+        allow_imports: whether routers take transfers with a past time.
+        shard_options: further options of every shard node.
+    """
+    with tempfile.TemporaryDirectory(prefix="doubloon-bench-") as temporary:
+        async with (
+            LocalCluster(
+                folder or Path(temporary),
+                shards=shards,
+                routers=routers,
+                allow_imports=allow_imports,
+                shard_options=shard_options,
+            ) as cluster,
+            AsyncClient(cluster.routers, timeout_s=CALL_TIMEOUT_S) as wallet,
+            AsyncAdminClient(cluster.routers, timeout_s=CALL_TIMEOUT_S) as admin,
+        ):
+            rig = Rig(cluster, wallet, admin, accounts)
+            try:
+                await rig.prepare()
+                yield rig
+            finally:
+                await rig.close()
