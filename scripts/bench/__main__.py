@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +13,48 @@ import uvloop
 from rich.console import Console
 
 from scripts.bench import cases, report
-from scripts.bench.cases.case import Case, Plan
+from scripts.bench.cases.case import TINY_SCALE, Case, Plan
 from scripts.bench.machine import facts, keep_to_cores
-from scripts.bench.results import FORMAT, Outcome
+from scripts.bench.results import FORMAT
+from scripts.bench.rig import Rigs
 
 EXIT_INTERRUPTED = 130
 
 
-async def run(chosen: list[Case], plan: Plan, save: Path | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """The command line."""
+
+    scale: float
+    repeats: int
+    seed: int
+    console: Console
+    install_peers: bool
+    save: Path | None
+
+
+async def run(chosen: list[Case], asked: Asked) -> dict[str, Any]:
     """Run the cases one after the other; what is done is on file even if a later one fails."""
     made: dict[str, Any] = {
         "format": FORMAT,
         "machine": facts(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seed": plan.seed,
-        "scale": plan.scale,
-        "repeats": plan.repeats,
-        "accounts": plan.accounts,
+        "seed": asked.seed,
+        "scale": asked.scale,
+        "repeats": asked.repeats,
         "cases": [],
     }
-    for at, case in enumerate(chosen, 1):
-        plan.console.print(f"[{at}/{len(chosen)}] {case.name}: {case.what}", markup=False)
-        outcome: Outcome = await case.run(plan)
-        plan.outcomes[case.name] = outcome
-        made["cases"].append(outcome.to_json())
-        if save is not None:
-            await asyncio.to_thread(write, made, save)
+    console = asked.console
+    async with Rigs(shared=asked.scale < TINY_SCALE) as rigs:
+        plan = Plan(asked.scale, asked.repeats, asked.seed, console, rigs, asked.install_peers)
+        made["accounts"] = plan.accounts
+        for at, case in enumerate(chosen, 1):
+            console.print(f"[{at}/{len(chosen)}] {case.name}: {case.what}", markup=False)
+            outcome = await case.run(plan)
+            plan.outcomes[case.name] = outcome
+            made["cases"].append(outcome.to_json())
+            if asked.save is not None:
+                await asyncio.to_thread(write, made, asked.save)
     return made
 
 
@@ -73,11 +90,11 @@ def main(
         raise click.BadParameter(f"no case {error.args[0]!r}", param_hint="--only") from error
     if not all_cores:
         keep_to_cores()
-    plan = Plan(scale, repeats, seed, Console(stderr=True), install_peers)
+    console = Console(stderr=True)
     try:
-        made = uvloop.run(run(chosen, plan, save))
+        made = uvloop.run(run(chosen, Asked(scale, repeats, seed, console, install_peers, save)))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        plan.console.print("interrupted; nothing is left running")
+        console.print("interrupted; nothing is left running")
         sys.exit(EXIT_INTERRUPTED)
     shown = Console()
     report.show(made, shown if shown.is_terminal else Console(width=report.TABLE_WIDTH))

@@ -32,7 +32,7 @@ def number(value: float, unit: str = "") -> str:
         shown = f"{value:.1f}"
     else:
         shown = f"{value:.2f}"
-    return f"{shown} {unit}".strip() if unit != "/s" else f"{shown}/s"
+    return f"{shown}/s" if unit == "/s" else f"{shown} {unit}".strip()
 
 
 def bar_text(bar: dict[str, Any] | None) -> str:
@@ -77,12 +77,13 @@ def cost_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             *(number(costs[role]) if role in costs else "" for role in ROLES[:6]),
             number(max((memory[m] for m in memory if m.startswith("shard")), default=0)),
             number(max(turns.values(), default=0)),
+            f"{usage['others_cpu_s'] / usage['seconds'] * 100:.0f} %",
         )
 
 
 COST_COLUMNS = (
     "case", "syncs/s", "disk B each", "client", "router", "coordinator", "shard", "checkpoint",
-    "etcd", "shard MiB", "longest turn ms",
+    "etcd", "shard MiB", "turn ms", "others",
 )  # fmt: skip
 
 

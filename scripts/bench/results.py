@@ -86,6 +86,10 @@ class Usage:
         rss_anon_bytes: the most anonymous resident memory seen, by process.
         longest_turn_ms: of each process's event loop since it started, where it tells.
         turn_before_ms: the same before the timed part: what is no longer was no longest turn of it.
+        others_cpu_s: processor seconds that processes which are not ours used meanwhile: a quiet
+            machine has next to none.
+        stolen_cpu_s: what the host of a virtual machine took meanwhile.
+        python_loop_ns: how fast the processor was for Python just before, see there.
     """
 
     seconds: float
@@ -97,6 +101,9 @@ class Usage:
     rss_anon_bytes: Mapping[str, int] = field(default_factory=dict)
     longest_turn_ms: Mapping[str, float] = field(default_factory=dict)
     turn_before_ms: Mapping[str, float] = field(default_factory=dict)
+    others_cpu_s: float = 0.0
+    stolen_cpu_s: float = 0.0
+    python_loop_ns: float = 0.0
 
     def cpu_us_per_transfer(self) -> dict[str, float]:
         """Return processor microseconds for each transfer, by role: all routers together."""

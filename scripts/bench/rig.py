@@ -6,11 +6,11 @@ treasury that funds its own accounts before anything is timed.
 
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cluster import rpc
 from cluster.packed import BODY, RESULT_BYTES
@@ -20,18 +20,30 @@ from doubloon import (
     AsyncAdminClient,
     AsyncClient,
     ClusterStatus,
+    RetryPolicy,
     new_transfer_id,
 )
 from doubloon.v1 import types_pb2
 from scripts.bench.load import CURRENCY, packed_requests
 from scripts.bench.results import Usage
-from scripts.bench.usage import CHECKPOINT, MemoryWatch, children, cpu_of, disk_bytes
+from scripts.bench.usage import (
+    CHECKPOINT,
+    MemoryWatch,
+    children,
+    cpu_of,
+    disk_bytes,
+    machine_cpu_s,
+    python_loop_ns,
+)
 from scripts.local_cluster import COORDINATOR, ETCD, ROUTER, SHARD, LocalCluster
 
 FUNDS_MINOR = 10**12
 TREASURY_FLOOR_MINOR = -(2**62)
 TOPOLOGY_VERSION = 1
 CALL_TIMEOUT_S = 60.0
+PATIENT = RetryPolicy(attempt_timeout_s=CALL_TIMEOUT_S)
+"""Where everything is busy on purpose, asking again what is on its way would only be more of it."""
+
 BATCH = 8_000
 _COMPLETED = bytes([types_pb2.TRANSFER_STATUS_COMPLETED])
 _EXECUTE = "/doubloon.v1.ShardService/ExecuteTransfers"
@@ -163,11 +175,13 @@ class Rig:
         """Note what everything uses while the context lasts, and check nothing was lost."""
         section = Section()
         before, turns_before = await self.admin.cluster_status(), await self._turns()
-        disk, pids = self.data_bytes(), self.pids()
-        cpu, started_s = cpu_of(pids), time.perf_counter()
+        disk, pids, loop_ns = self.data_bytes(), self.pids(), python_loop_ns()
+        (busy_s, stolen_s), cpu, started_s = machine_cpu_s(), cpu_of(pids), time.perf_counter()
         async with MemoryWatch(self.pids) as section.memory:
             yield section
         seconds, cpu_after = time.perf_counter() - started_s, cpu_of(pids)
+        busy_after_s, stolen_after_s = machine_cpu_s()
+        used_s = {name: used - cpu[name] for name, used in cpu_after.items()}
         after, turns_after = await self.admin.cluster_status(), await self._turns()
 
         def grown(name: str) -> int:
@@ -179,10 +193,13 @@ class Rig:
             grown("log_syncs"),
             grown("log_bytes"),
             self.data_bytes() - disk,
-            {name: used - cpu[name] for name, used in cpu_after.items()},
+            used_s,
             dict(section.memory.peak_bytes),
             turns_after,
             turns_before,
+            max(0.0, busy_after_s - busy_s - sum(used_s.values())),
+            stolen_after_s - stolen_s,
+            loop_ns,
         )
 
     async def _turns(self) -> dict[str, float]:
@@ -205,41 +222,75 @@ def _total(status: ClusterStatus, name: str) -> int:
     return sum(getattr(shard, name) for shard in status.shards)
 
 
-@asynccontextmanager
-async def running(
-    *,
-    accounts: int,
-    shards: int = 1,
-    routers: int = 1,
-    folder: Path | None = None,
-    allow_imports: bool = False,
-    shard_options: Sequence[str] = (),
-) -> AsyncIterator[Rig]:
-    """Run a cluster with accounts for as long as the context lasts.
+@dataclass(frozen=True)
+class Shape:
+    """What cluster a case needs.
 
-    Args:
+    Attributes:
         accounts: how many.
         shards: how many.
         routers: how many.
-        folder: where its data goes and stays; None = a temporary one.
         allow_imports: whether routers take transfers with a past time.
         shard_options: further options of every shard node.
     """
+
+    accounts: int
+    shards: int = 1
+    routers: int = 1
+    allow_imports: bool = False
+    shard_options: tuple[str, ...] = ()
+
+
+@asynccontextmanager
+async def running(shape: Shape) -> AsyncIterator[Rig]:
+    """Run a fresh cluster in a temporary folder for as long as the context lasts."""
     with tempfile.TemporaryDirectory(prefix="doubloon-bench-") as temporary:
         async with (
             LocalCluster(
-                folder or Path(temporary),
-                shards=shards,
-                routers=routers,
-                allow_imports=allow_imports,
-                shard_options=shard_options,
+                Path(temporary),
+                shards=shape.shards,
+                routers=shape.routers,
+                allow_imports=shape.allow_imports,
+                shard_options=shape.shard_options,
             ) as cluster,
-            AsyncClient(cluster.routers, timeout_s=CALL_TIMEOUT_S) as wallet,
+            AsyncClient(cluster.routers, timeout_s=CALL_TIMEOUT_S, retry=PATIENT) as wallet,
             AsyncAdminClient(cluster.routers, timeout_s=CALL_TIMEOUT_S) as admin,
         ):
-            rig = Rig(cluster, wallet, admin, accounts)
+            rig = Rig(cluster, wallet, admin, shape.accounts)
             try:
                 await rig.prepare()
                 yield rig
             finally:
                 await rig.close()
+
+
+class Rigs:
+    """Where cases get their clusters.
+
+    Args:
+        shared: give the same cluster to all cases that need the same shape. Only for runs that
+            prove that everything runs: what one case leaves behind is part of what the next
+            measures.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
+        self._kept: dict[Shape, Rig] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    @asynccontextmanager
+    async def rig(self, shape: Shape) -> AsyncIterator[Rig]:
+        """Yield a cluster of a shape."""
+        if not self._shared:
+            async with running(shape) as fresh:
+                yield fresh
+            return
+        if shape not in self._kept:
+            self._kept[shape] = await self._stack.enter_async_context(running(shape))
+        yield self._kept[shape]

@@ -13,6 +13,7 @@ SAMPLE_S = 0.25
 """Between two looks at the memory: each look reads a file of every process."""
 
 _PROC = Path("/proc")
+_LOOPS, _LOOP_ROUNDS = 5, 100_000
 
 
 def cpu_s(pid: int, *, reaped: bool = False) -> float:
@@ -30,6 +31,33 @@ def cpu_s(pid: int, *, reaped: bool = False) -> float:
         return 0.0
     fields = stat.rpartition(")")[2].split()
     return sum(map(int, fields[11 : 15 if reaped else 13])) / os.sysconf("SC_CLK_TCK")
+
+
+def machine_cpu_s() -> tuple[float, float]:
+    """Return what all processors have worked, and what the host took from them, seconds; or 0s."""
+    stat = _PROC / "stat"
+    if not stat.exists():
+        return 0.0, 0.0
+    user, nice, system, _, _, hard, soft, stolen, *_ = map(
+        int, stat.read_text(encoding="ascii").splitlines()[0].split()[1:]
+    )
+    tick = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + hard + soft) / tick, stolen / tick
+
+
+def python_loop_ns() -> float:
+    """Return what one round of a bare loop takes just now: how fast this processor is for Python.
+
+    Processor time, the best of some; it tells a slow or shared processor from a slow program.
+    """
+    best_s = float("inf")
+    for _ in range(_LOOPS):
+        begun_s = time.thread_time()
+        total = 0
+        for each in range(_LOOP_ROUNDS):
+            total += each
+        best_s = min(best_s, time.thread_time() - begun_s)
+    return best_s * 1e9 / _LOOP_ROUNDS
 
 
 def rss_anon_bytes(pid: int) -> int:

@@ -1,6 +1,16 @@
 """The cases, in the order in which they run: floors and peers first, for others refer to them."""
 
-from scripts.bench.cases import floors, node, peers, sdk, unary
+from scripts.bench.cases import (
+    floors,
+    growth,
+    node,
+    peers,
+    questions,
+    restart,
+    sdk,
+    sizes,
+    unary,
+)
 from scripts.bench.cases.case import Case
 
 ALL: tuple[Case, ...] = (
@@ -9,6 +19,10 @@ ALL: tuple[Case, ...] = (
     *node.CASES,
     *sdk.CASES,
     *unary.CASES,
+    *questions.CASES,
+    *restart.CASES,
+    *sizes.CASES,
+    *growth.CASES,
 )
 
 

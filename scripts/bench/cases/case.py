@@ -1,11 +1,14 @@
 """What every case is told, and how it is named."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
 from scripts.bench.results import Bar, Outcome
+from scripts.bench.rig import Rig, Rigs, Shape
 
 ACCOUNTS = 100_000
 TINY_ACCOUNTS = 1_000
@@ -22,6 +25,7 @@ class Plan:
         repeats: how often each figure is taken.
         seed: of everything that is drawn.
         console: where progress goes.
+        rigs: where clusters come from.
         install_peers: whether missing peers may be installed.
         outcomes: of the cases that have run already, by name: what others are compared with.
     """
@@ -30,6 +34,7 @@ class Plan:
     repeats: int
     seed: int
     console: Console
+    rigs: Rigs
     install_peers: bool = False
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
@@ -37,6 +42,10 @@ class Plan:
     def accounts(self) -> int:
         """How many accounts take part."""
         return TINY_ACCOUNTS if self.scale < TINY_SCALE else ACCOUNTS
+
+    def cluster(self, **shape: Any) -> AbstractAsyncContextManager[Rig]:
+        """Return a cluster of a shape (see there), with this run's accounts."""
+        return self.rigs.rig(Shape(self.accounts, **shape))
 
     def scaled(self, count: int, step: int = 1, least: int = 1) -> int:
         """Return an amount of work at this scale: a multiple of `step`, `least` steps at least."""

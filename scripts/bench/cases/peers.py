@@ -33,7 +33,7 @@ def _postgres_case(spread: Spread) -> Case:
 def _measure_postgres(plan: Plan, name: str, what: str, spread: Spread) -> Outcome:
     programs = postgres.find()
     assert programs is not None, "looked for already"
-    seconds = max(1.0, SECONDS * min(1.0, plan.scale))
+    seconds = SECONDS * min(1.0, plan.scale)
     arrays = ARRAYS if spread == "uniform" else ()
     runs: list[tuple[str, str, int, int]] = [
         (f"{clients} clients" if clients > 1 else "1 client", f"postgres_{spread}", clients, 1)

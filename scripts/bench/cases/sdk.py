@@ -15,7 +15,7 @@ from scripts.bench.drive import drive
 from scripts.bench.load import CURRENCY, Draw, Spread
 from scripts.bench.machine import sync_floor
 from scripts.bench.results import Figure, Outcome
-from scripts.bench.rig import BATCH, NotCompletedError, Rig, running
+from scripts.bench.rig import BATCH, NotCompletedError, Rig
 from scripts.progress import progress
 
 CROSSING_PER_SECOND_MIN = 120_000
@@ -69,7 +69,7 @@ def crossing_case(
     async def run(plan: Plan) -> Outcome:
         count = plan.scaled(transfers, batch, plan.repeats)
         warm_up = plan.scaled(transfers // 8, batch)
-        async with running(accounts=plan.accounts, shards=shards) as rig:
+        async with plan.cluster(shards=shards) as rig:
             crossing = share if shards > 1 else None
             draw = Draw(plan.accounts, spread, plan.seed, rig.cluster.topology, crossing)
             with progress(plan.console, f"{name}: warm-up", warm_up) as advance:
@@ -110,7 +110,7 @@ def _callers_case(
     async def run(plan: Plan) -> Outcome:
         count = plan.scaled(transfers, callers, plan.repeats)
         warm_up = plan.scaled(transfers // 8, callers)
-        async with running(accounts=plan.accounts) as rig:
+        async with plan.cluster() as rig:
             draw = Draw(plan.accounts, spread, plan.seed)
             with progress(plan.console, f"{name}: warm-up", warm_up) as advance:
                 await drive(

@@ -12,7 +12,6 @@ from scripts.bench.drive import Timeline
 from scripts.bench.http2 import Unary, UnaryLoad
 from scripts.bench.load import Draw, Spread, unary_requests
 from scripts.bench.results import Figure, Outcome
-from scripts.bench.rig import running
 from scripts.latency import Latencies
 from scripts.progress import progress
 
@@ -43,7 +42,7 @@ def _case(name: str, spread: Spread, routers: int, calls: int) -> Case:
     async def run(plan: Plan) -> Outcome:
         count = plan.scaled(calls, CONNECTIONS, plan.repeats)
         warm_up = plan.scaled(calls // 8, CONNECTIONS)
-        async with running(accounts=plan.accounts, routers=routers) as rig:
+        async with plan.cluster(routers=routers) as rig:
             draw = Draw(plan.accounts, spread, plan.seed)
             for amount in (warm_up, count):
                 messages = list(unary_requests(draw, amount, "uuid7"))

@@ -33,6 +33,7 @@ _TPS = re.compile(r"^tps = ([\d.]+)", re.MULTILINE)
 _LATENCY = re.compile(r"^latency average = ([\d.]+) ms", re.MULTILINE)
 _FAILED = re.compile(r"^number of failed transactions: (\d+)", re.MULTILINE)
 _PREFILL_BATCH = 10_000
+_A_FEW_CALLS = 3
 
 
 class PostgresError(Exception):
@@ -127,8 +128,8 @@ class Postgres:
         """
         printed = self.run(
             "pgbench", *self._where(), "-n", "-M", "prepared", "-f", str(HERE / f"{script}.sql"),
-            "-c", str(clients), "-j", "1", "-T", str(max(1, round(seconds))),
-            f"--random-seed={seed}",
+            "-c", str(clients), "-j", "1", f"--random-seed={seed}",
+            *(("-T", str(round(seconds))) if seconds >= 1 else ("-t", str(_A_FEW_CALLS))),
             *(part for name, value in variables.items() for part in ("-D", f"{name}={value}")),
             DATABASE,
         )  # fmt: skip
