@@ -15,6 +15,7 @@ from rich.console import Console
 from scripts.bench import cases, report
 from scripts.bench.cases.case import TINY_SCALE, Case, Plan
 from scripts.bench.machine import facts, keep_to_cores
+from scripts.bench.pictures import draw
 from scripts.bench.results import FORMAT
 from scripts.bench.rig import Rigs
 
@@ -72,12 +73,14 @@ def write(made: dict[str, Any], save: Path) -> None:
 @click.option("--seed", type=int, default=1993, show_default=True)
 @click.option("--json", "save", type=click.Path(dir_okay=False, path_type=Path),
               help="Write everything to this file, after each case.")  # fmt: skip
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path),
+              help="Draw it, as .svg or .png.")  # fmt: skip
 @click.option("--install-peers", is_flag=True, help="Install what is missing of PostgreSQL and "
               "Redis with apt-get; root only.")  # fmt: skip
 @click.option("--all-cores", is_flag=True, help="Do not keep to two cores.")
 def main(
     *, only: str, listing: bool, scale: float, repeats: int, seed: int, save: Path | None,
-    install_peers: bool, all_cores: bool,
+    picture: Path | None, install_peers: bool, all_cores: bool,
 ) -> None:  # fmt: skip
     """Measure clusters of real processes on this machine, beside bars, floors and peers."""
     if listing:
@@ -96,6 +99,8 @@ def main(
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted; nothing is left running")
         sys.exit(EXIT_INTERRUPTED)
+    if picture is not None:
+        draw(made, picture)
     shown = Console()
     report.show(made, shown if shown.is_terminal else Console(width=report.TABLE_WIDTH))
 

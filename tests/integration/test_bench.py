@@ -21,7 +21,7 @@ OURS = (
     "floor-sync", "floor-lmdb", "floor-grpc", "node", "two-shards", "callers-64", "callers-1",
     "unary", "questions", "restart", "sizes", "sizes-node", "growth",
 )  # fmt: skip
-PEERS = ("postgres-uniform",)
+PEERS = ("postgres-uniform", "redis-uniform")
 FIGURES = {
     "floor-sync": {"syncs", "sync p50", "sync p99"},
     "node": {"transfers", "call p50", "disk, log and state", "shard node's memory"},
