@@ -99,6 +99,34 @@ def ratio_rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield " ".join(ours), " ".join(theirs), f"{found[ours] / found[theirs]:.2f} ×"
 
 
+STAGES = (
+    ("client: make, call, read results", "client", ("crossing-0", "shards-1", "two-shards")),
+    ("router: take apart, pack, put together", "router", ("crossing-0", "shards-1", "two-shards")),
+    ("router, when all cross", "router", ("crossing-100",)),
+    ("coordinator: two-phase commit", "coordinator", ("crossing-100",)),
+    ("shard: decide, block, hash, append, sync", "shard", ("node", "crossing-0")),
+    ("both shards, when all cross", "shard", ("crossing-100",)),
+    ("checkpoint, beside the path", "checkpoint", ("node", "crossing-0")),
+)
+"""What a transfer passes, in whose processor time, and the cases that tell it, the best first."""
+
+
+def stage_rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (stage, µs for each transfer, told by) of the way of a transfer in large batches."""
+    used = {case["name"]: case["usage"] for case in report["cases"] if case["usage"]}
+    for stage, role, names in STAGES:
+        name = next((each for each in names if each in used), None)
+        if name is not None:
+            yield stage, number(used[name]["cpu_us_per_transfer"].get(role, 0.0)), name
+    for case in report["cases"]:
+        for figure in case["figures"]:
+            if figure["name"] == FULL_BLOCKS:
+                stage = "of which LMDB's append and sync of a full block (time, not processor)"
+                yield stage, number(1e6 / figure["median"]), case["name"]
+
+
+FULL_BLOCKS = "records of 128 bytes in blocks of 512 KiB"
+
 RATIOS = (
     (("unary", "transfers"), ("postgres-uniform", "32 clients")),
     (("unary-zipf", "transfers"), ("postgres-zipf", "32 clients")),
@@ -109,7 +137,7 @@ RATIOS = (
     (("node", "transfers"), ("postgres-uniform", "arrays of 1,000")),
     (("unary", "transfers"), ("redis-uniform", "50 clients")),
     (("callers-1", "transfers"), ("redis-uniform", "1 client")),
-    (("node", "transfers"), ("floor-lmdb", "records of 128 bytes in blocks of 512 KiB")),
+    (("node", "transfers"), ("floor-lmdb", FULL_BLOCKS)),
     (("unary", "transfers"), ("floor-grpc", "unary calls")),
     (("node", "transfers"), ("floor-grpc", "transfers in batches of 8,000")),
 )
@@ -128,6 +156,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     _print(console, "cost: processor µs for each transfer, by process",
            tuple(f"{name}>" if at else name for at, name in enumerate(COST_COLUMNS)),
            cost_rows(report))  # fmt: skip
+    _print(console, "the way of a transfer in large batches", ("stage", "µs>", "told by"),
+           stage_rows(report))  # fmt: skip
     _print(console, "ratios", ("ours", "beside", "ratio>"), ratio_rows(report))
     for case in report["cases"]:
         for note in case["notes"]:
@@ -149,13 +179,35 @@ def _print(
 
 def markdown(report: dict[str, Any]) -> str:
     """Return all tables as Markdown."""
-    parts = []
+    machine = report["machine"]
+    parts = [
+        f"{machine['processor']}, {machine['cores_used']} of {machine['cores']} cores, "
+        f"{machine['system']}, Python {machine['python']}. {report['started']}, seed "
+        f"{report['seed']}, scale {report['scale']:g}, {report['repeats']} repeats."
+    ]
     for columns, rows in (
         (("case", "figure", "median", "min – max", "bar"), figure_rows(report)),
         (COST_COLUMNS, cost_rows(report)),
+        (("stage", "µs", "told by"), stage_rows(report)),
         (("ours", "beside", "ratio"), ratio_rows(report)),
     ):
         lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+
+def with_tables(page: str, report: dict[str, Any]) -> str:
+    """Return a page with the tables of a run between its two marks.
+
+    Raises:
+        ValueError: the page has no such place.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no place for tables: {BEGIN} … {END}")
+    return f"{before}{BEGIN}\n\n{markdown(report)}\n{END}{after}"

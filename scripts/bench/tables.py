@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from scripts.bench.pictures import draw
-from scripts.bench.report import check_format, markdown
+from scripts.bench.report import check_format, markdown, with_tables
 
 
 @click.command()
@@ -17,14 +17,19 @@ from scripts.bench.report import check_format, markdown
               required=True)  # fmt: skip
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path),
               help="Also draw it, as .svg or .png.")  # fmt: skip
-def main(*, path: Path, picture: Path | None) -> None:
+@click.option("--page", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Write the tables into this page, between its marks.")  # fmt: skip
+def main(*, path: Path, picture: Path | None, page: Path | None) -> None:
     """Print the Markdown tables of a run."""
     report = json.loads(path.read_text(encoding="utf-8"))
     try:
         check_format(report)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(markdown(report), nl=False)
+    if page is None:
+        click.echo(markdown(report), nl=False)
+    else:
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), report), encoding="utf-8")
     if picture is not None:
         draw(report, picture)
 

@@ -21,6 +21,7 @@ from scripts.bench.drive import drive
 from scripts.bench.http2 import UnaryLoad
 from scripts.bench.load import Draw, bodies, packed_requests, unary_requests
 from scripts.bench.machine import sync_floor
+from scripts.bench.report import FULL_BLOCKS
 from scripts.bench.results import Figure, Outcome
 from scripts.bench.rig import BATCH, Shard
 from scripts.bench.usage import cpu_s
@@ -86,7 +87,7 @@ async def _lmdb(plan: Plan) -> Outcome:
     return Outcome(
         "floor-lmdb", "bare LMDB, one block a transaction, default sync",
         [
-            Figure("records of 128 bytes in blocks of 512 KiB", "/s",
+            Figure(FULL_BLOCKS, "/s",
                    [records * len(r.durations_s) / sum(r.durations_s) for r in full]),
             Figure("full block p50", "ms", [r.percentile_ms(50) for r in full]),
             Figure("lone block p50", "ms", [r.percentile_ms(50) for r in lone]),
