@@ -180,11 +180,12 @@ def _print(
 def markdown(report: dict[str, Any]) -> str:
     """Return all tables as Markdown."""
     machine = report["machine"]
-    parts = [
+    head = (
         f"{machine['processor']}, {machine['cores_used']} of {machine['cores']} cores, "
         f"{machine['system']}, Python {machine['python']}. {report['started']}, seed "
         f"{report['seed']}, scale {report['scale']:g}, {report['repeats']} repeats."
-    ]
+    )
+    parts = [head]
     for columns, rows in (
         (("case", "figure", "median", "min – max", "bar"), figure_rows(report)),
         (COST_COLUMNS, cost_rows(report)),
