@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ async def run(chosen: list[Case], asked: Asked) -> dict[str, Any]:
         "cases": [],
     }
     console = asked.console
+    this = asyncio.current_task()
+    assert this is not None, "a coroutine runs in a task"
+    # As Ctrl-C does: whoever ends this process wants what it started to end as well.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     async with Rigs(shared=asked.scale < TINY_SCALE) as rigs:
         plan = Plan(asked.scale, asked.repeats, asked.seed, console, rigs, asked.install_peers)
         made["accounts"] = plan.accounts

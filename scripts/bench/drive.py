@@ -1,6 +1,7 @@
 """Closed loops: so many calls in flight until the work is done, and when each of them ended."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from scripts.latency import Latencies
 from scripts.progress import Advance
 
 J = TypeVar("J")
+T = TypeVar("T")
 PROGRESS_S = 0.2
 """Between two steps of the bar: drawing it must not be part of what is measured."""
 
@@ -83,3 +85,30 @@ async def drive(
             callers.create_task(caller())
     advance(unshown)
     return timeline
+
+
+async def in_thread(work: Callable[[threading.Event], T]) -> T:
+    """Do blocking work on a thread; when this is cancelled, have it stop soon and wait for that.
+
+    Args:
+        work: looks at the event it is given now and then, and returns or raises once it is set.
+    """
+    stop = threading.Event()
+    working = asyncio.create_task(asyncio.to_thread(work, stop))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([working])
+        working.exception()  # it was stopped; nobody else will look
+        raise
+
+
+class Stopped(Exception):  # noqa: N818 - it says what happened
+    """Blocking work was told to stop."""
+
+
+def check_running(stop: threading.Event) -> None:
+    """Raise Stopped once the event is set."""
+    if stop.is_set():
+        raise Stopped("interrupted")

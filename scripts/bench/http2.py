@@ -19,6 +19,7 @@ Every answer is looked at: `grpc-status` must be 0, and the result's status COMP
 import selectors
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -226,7 +227,6 @@ class UnaryLoad:
     def __init__(
         self, addresses: Sequence[str], path: str, messages: Sequence[bytes], connections: int
     ) -> None:
-        self._stopping = False
         self._connections: list[Connection] = []
         self._selector = selectors.DefaultSelector()
         blocks: dict[bytes, bool] = {}
@@ -242,8 +242,8 @@ class UnaryLoad:
             self.close()
             raise
 
-    def run(self) -> Unary:
-        """Make all calls; for a thread of its own.
+    def run(self, stop: threading.Event) -> Unary:
+        """Make all calls; for a thread of its own, ended early by the event.
 
         Raises:
             WireError: a call was not completed.
@@ -253,7 +253,7 @@ class UnaryLoad:
         cpu_s = time.thread_time()
         made.started_s = clock()
         outstanding = sum(connection.send() for connection in self._connections)
-        while outstanding and not self._stopping:
+        while outstanding and not stop.is_set():
             ready = self._selector.select(SILENCE_MAX_S)
             if not ready:
                 raise WireError(f"no answer for {SILENCE_MAX_S:g} s")
@@ -266,10 +266,6 @@ class UnaryLoad:
                     outstanding -= not connection.send()
         made.cpu_s = time.thread_time() - cpu_s
         return made
-
-    def stop(self) -> None:
-        """Have `run` return soon, whatever is outstanding."""
-        self._stopping = True
 
     def close(self) -> None:
         """Close every connection."""

@@ -5,7 +5,6 @@ treasury that funds its own accounts before anything is timed.
 """
 
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -28,11 +27,11 @@ from scripts.bench.load import CURRENCY, packed_requests
 from scripts.bench.results import Usage
 from scripts.bench.usage import (
     CHECKPOINT,
+    MachineWatch,
     MemoryWatch,
     children,
     cpu_of,
     disk_bytes,
-    machine_cpu_s,
     python_loop_ns,
 )
 from scripts.local_cluster import COORDINATOR, ETCD, ROUTER, SHARD, LocalCluster
@@ -176,12 +175,12 @@ class Rig:
         section = Section()
         before, turns_before = await self.admin.cluster_status(), await self._turns()
         disk, pids, loop_ns = self.data_bytes(), self.pids(), python_loop_ns()
-        (busy_s, stolen_s), cpu, started_s = machine_cpu_s(), cpu_of(pids), time.perf_counter()
+        cpu, machine = cpu_of(pids), MachineWatch()
         async with MemoryWatch(self.pids) as section.memory:
             yield section
-        seconds, cpu_after = time.perf_counter() - started_s, cpu_of(pids)
-        busy_after_s, stolen_after_s = machine_cpu_s()
-        used_s = {name: used - cpu[name] for name, used in cpu_after.items()}
+        seconds = machine.seconds()
+        used_s = {name: used - cpu[name] for name, used in cpu_of(pids).items()}
+        others_s, stolen_s = machine.others_s(sum(used_s.values())), machine.stolen_s()
         after, turns_after = await self.admin.cluster_status(), await self._turns()
 
         def grown(name: str) -> int:
@@ -197,8 +196,8 @@ class Rig:
             dict(section.memory.peak_bytes),
             turns_after,
             turns_before,
-            max(0.0, busy_after_s - busy_s - sum(used_s.values())),
-            stolen_after_s - stolen_s,
+            others_s,
+            stolen_s,
             loop_ns,
         )
 

@@ -45,6 +45,26 @@ def machine_cpu_s() -> tuple[float, float]:
     return (user + nice + system + hard + soft) / tick, stolen / tick
 
 
+class MachineWatch:
+    """Tells who else used the machine since it was made."""
+
+    def __init__(self) -> None:
+        self._busy_s, self._stolen_s = machine_cpu_s()
+        self._started_s = time.perf_counter()
+
+    def seconds(self) -> float:
+        """How long ago that was."""
+        return time.perf_counter() - self._started_s
+
+    def others_s(self, ours_s: float) -> float:
+        """Return the processor seconds of all others, given those of ours."""
+        return max(0.0, machine_cpu_s()[0] - self._busy_s - ours_s)
+
+    def stolen_s(self) -> float:
+        """Return what the host took."""
+        return machine_cpu_s()[1] - self._stolen_s
+
+
 def python_loop_ns() -> float:
     """Return what one round of a bare loop takes just now: how fast this processor is for Python.
 

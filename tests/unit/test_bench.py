@@ -14,8 +14,8 @@ from cluster.topology import Topology
 from doubloon.v1 import shard_service_pb2, types_pb2, wallet_service_pb2
 from scripts.bench import fleet, load, report
 from scripts.bench.cases.floors import echo_server
-from scripts.bench.cases.unary import METHOD, run_unary
-from scripts.bench.drive import Timeline, drive
+from scripts.bench.cases.unary import METHOD
+from scripts.bench.drive import Timeline, drive, in_thread
 from scripts.bench.http2 import UnaryLoad, WireError
 from scripts.bench.pictures import draw
 from scripts.bench.results import FORMAT, Bar, Figure, Outcome, Usage
@@ -133,14 +133,14 @@ async def test_raw_calls_are_answered_by_a_real_server(seed: int) -> None:
     async with echo_server() as (address, _):
         calls = UnaryLoad([address], METHOD, messages, 7)
         try:
-            made = await run_unary(calls)
+            made = await in_thread(calls.run)
         finally:
             calls.close()
         assert len(made.ends) == len(made.durations_s) == 300
         unknown = UnaryLoad([address], "/doubloon.v1.WalletService/Gone", messages[:1], 1)
         try:
             with pytest.raises(WireError, match=r"not completed.*'grpc-status': '12'"):
-                await run_unary(unknown)
+                await in_thread(unknown.run)
         finally:
             unknown.close()
 

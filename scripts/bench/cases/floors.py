@@ -16,8 +16,8 @@ import lmdb
 
 from cluster.packed import BODY_BYTES
 from scripts.bench.cases.case import Case, Plan
-from scripts.bench.cases.unary import CONNECTIONS, METHOD, run_unary, timeline_of
-from scripts.bench.drive import drive
+from scripts.bench.cases.unary import CONNECTIONS, METHOD, timeline_of
+from scripts.bench.drive import drive, in_thread
 from scripts.bench.http2 import UnaryLoad
 from scripts.bench.load import Draw, bodies, packed_requests, unary_requests
 from scripts.bench.machine import sync_floor
@@ -123,7 +123,7 @@ async def _grpc(plan: Plan) -> Outcome:
         before_s = cpu_s(pid)
         try:
             with progress(plan.console, "floor-grpc: unary", calls) as advance:
-                made = await run_unary(load)
+                made = await in_thread(load.run)
                 advance(calls)
         finally:
             load.close()

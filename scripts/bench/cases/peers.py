@@ -1,14 +1,18 @@
 """PostgreSQL and Redis, each doing the same work with the same care."""
 
 import asyncio
+import os
+import threading
 import time
+from dataclasses import replace
 
 from scripts.bench.cases.case import Case, Plan
+from scripts.bench.drive import check_running, in_thread
 from scripts.bench.load import Spread
 from scripts.bench.peers import postgres, redis
 from scripts.bench.peers.install import install
 from scripts.bench.results import Figure, Outcome, Usage
-from scripts.bench.usage import children, cpu_s
+from scripts.bench.usage import CLIENT, MachineWatch, children, cpu_s
 from scripts.progress import progress
 
 CLIENTS = (1, 8, 32)
@@ -36,13 +40,15 @@ def _postgres_case(spread: Spread) -> Case:
             why = await _missing(plan, "postgresql", "postgresql-client")
             if why:
                 return Outcome(name, what, skipped=why)
-        figures, usage = await asyncio.to_thread(_measure_postgres, plan, name, spread)
+        figures, usage = await in_thread(lambda stop: _measure_postgres(plan, name, spread, stop))
         return Outcome(name, what, figures, usage)
 
     return Case(name, what, run)
 
 
-def _measure_postgres(plan: Plan, name: str, spread: Spread) -> tuple[list[Figure], Usage]:
+def _measure_postgres(
+    plan: Plan, name: str, spread: Spread, stop: threading.Event
+) -> tuple[list[Figure], Usage]:
     programs = postgres.find()
     assert programs is not None, "looked for already"
     seconds = SECONDS * min(1.0, plan.scale)
@@ -53,11 +59,14 @@ def _measure_postgres(plan: Plan, name: str, spread: Spread) -> tuple[list[Figur
     runs += [(f"arrays of {size:,}", "postgres_array", 1, size) for size in arrays]
     with postgres.running(programs) as server:
         server.create(plan.accounts)
-        with progress(plan.console, f"{name}: prefill", 1) as advance:
-            server.prefill(plan.scaled(PREFILLED, least=1_000), plan.accounts)
-            advance(1)
+        with progress(
+            plan.console, f"{name}: prefill", plan.scaled(PREFILLED, least=1_000)
+        ) as advance:
+            for size in server.prefill(plan.scaled(PREFILLED, least=1_000), plan.accounts):
+                advance(size)
+                check_running(stop)
         figures, before_s, made = [], _cpu_s(server.pid), int(server.sql(_COUNT))
-        started_s = time.perf_counter()
+        ours_s, machine = _client_s(), MachineWatch()
         with progress(plan.console, name, len(runs) * plan.repeats) as advance:
             for label, script, clients, size in runs:
                 rates = []
@@ -66,13 +75,14 @@ def _measure_postgres(plan: Plan, name: str, spread: Spread) -> tuple[list[Figur
                         script, clients, seconds, plan.seed + repeat,
                         accounts=plan.accounts, size=size,
                     )  # fmt: skip
-                    rates.append(rate.per_second * size)
+                    rates.append(rate * size)
                     advance(1)
+                    check_running(stop)
                 figures.append(Figure(label, "/s", rates))
-        took_s, used_s = time.perf_counter() - started_s, _cpu_s(server.pid) - before_s
+        usage = _usage("postgres", machine, _cpu_s(server.pid) - before_s, ours_s)
         server.check()
         made = int(server.sql(_COUNT)) - made
-    return figures, Usage(took_s, made, cpu_s={"postgres": used_s})
+    return figures, replace(usage, transfers=made)
 
 
 _COUNT = "SELECT count(*) FROM transfers"
@@ -90,14 +100,14 @@ async def _redis(plan: Plan) -> Outcome:
         why = await _missing(plan, "redis-server", "redis-tools")
         if why:
             return Outcome(name, what, skipped=why)
-    figures, usage = await asyncio.to_thread(_measure_redis, plan)
+    figures, usage = await in_thread(lambda stop: _measure_redis(plan, stop))
     return Outcome(name, what, figures, usage)
 
 
-def _measure_redis(plan: Plan) -> tuple[list[Figure], Usage]:
+def _measure_redis(plan: Plan, stop: threading.Event) -> tuple[list[Figure], Usage]:
     figures, made = [], 0
     with redis.running(plan.accounts) as server:
-        before_s, started_s = cpu_s(server.pid), time.perf_counter()
+        before_s, ours_s, machine = cpu_s(server.pid), _client_s(), MachineWatch()
         with progress(plan.console, _REDIS[0], len(REDIS_CALLS) * plan.repeats) as advance:
             for clients, calls in REDIS_CALLS:
                 rates = []
@@ -106,10 +116,28 @@ def _measure_redis(plan: Plan) -> tuple[list[Figure], Usage]:
                     rates.append(server.bench(clients, count))
                     made += count
                     advance(1)
+                    check_running(stop)
                 figures.append(Figure(_clients(clients), "/s", rates))
-        took_s, used_s = time.perf_counter() - started_s, cpu_s(server.pid) - before_s
+        usage = _usage("redis", machine, cpu_s(server.pid) - before_s, ours_s)
         server.check(made)
-    return figures, Usage(took_s, made, cpu_s={"redis": used_s})
+    return figures, replace(usage, transfers=made)
+
+
+def _usage(server: str, machine: MachineWatch, server_s: float, client_before_s: float) -> Usage:
+    """What server, clients and all others used; the transfers are counted later."""
+    client_s = _client_s() - client_before_s
+    return Usage(
+        machine.seconds(),
+        0,
+        cpu_s={CLIENT: client_s, server: server_s},
+        others_cpu_s=machine.others_s(client_s + server_s),
+        stolen_cpu_s=machine.stolen_s(),
+    )
+
+
+def _client_s() -> float:
+    """Processor seconds of this process and of all clients that it ran and that have ended."""
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def _clients(count: int) -> str:

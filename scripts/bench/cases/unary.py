@@ -5,10 +5,8 @@ the servers. All calls are made before the clock starts. The bar is what Postgre
 run with 32 clients, one transfer a call.
 """
 
-import asyncio
-
 from scripts.bench.cases.case import Case, Plan, at_least
-from scripts.bench.drive import Timeline
+from scripts.bench.drive import Timeline, in_thread
 from scripts.bench.http2 import Unary, UnaryLoad
 from scripts.bench.load import Draw, Spread, unary_requests
 from scripts.bench.results import Figure, Outcome
@@ -18,17 +16,6 @@ from scripts.progress import progress
 CONNECTIONS = 64
 METHOD = "/doubloon.v1.WalletService/Transfer"
 PEER_CLIENTS = 32
-
-
-async def run_unary(load: UnaryLoad) -> Unary:
-    """Run the load on a thread; end it soon when this is cancelled."""
-    running_load = asyncio.create_task(asyncio.to_thread(load.run))
-    try:
-        return await asyncio.shield(running_load)
-    except asyncio.CancelledError:
-        load.stop()
-        await asyncio.wait([running_load])
-        raise
 
 
 def timeline_of(made: Unary) -> Timeline:
@@ -50,7 +37,7 @@ def _case(name: str, spread: Spread, routers: int, calls: int) -> Case:
                 try:
                     with progress(plan.console, name, amount) as advance:
                         async with rig.measured() as section:
-                            made = await run_unary(load)
+                            made = await in_thread(load.run)
                         advance(amount)
                 finally:
                     load.close()

@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -30,7 +29,6 @@ SETTINGS = (
 )  # fmt: skip
 DATABASE = "wallet"
 _TPS = re.compile(r"^tps = ([\d.]+)", re.MULTILINE)
-_LATENCY = re.compile(r"^latency average = ([\d.]+) ms", re.MULTILINE)
 _FAILED = re.compile(r"^number of failed transactions: (\d+)", re.MULTILINE)
 _PREFILL_BATCH = 10_000
 _A_FEW_CALLS = 3
@@ -38,19 +36,6 @@ _A_FEW_CALLS = 3
 
 class PostgresError(Exception):
     """It could not be had, or did not do what it was asked; the message says what it said."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """What pgbench said.
-
-    Attributes:
-        per_second: statements.
-        latency_ms: on average.
-    """
-
-    per_second: float
-    latency_ms: float
 
 
 def find() -> Path | None:
@@ -112,16 +97,19 @@ class Postgres:
         )  # fmt: skip
         self.sql(f"SELECT open_accounts({accounts})")
 
-    def prefill(self, transfers: int, accounts: int) -> None:
-        """Make transfers in large arrays, then settle down."""
+    def prefill(self, transfers: int, accounts: int) -> Iterator[int]:
+        """Make transfers in large arrays, then settle down; yields how many, as they are made."""
         for done in range(0, transfers, _PREFILL_BATCH):
             size = min(_PREFILL_BATCH, transfers - done)
             self.sql(f"SELECT transfer_random_array({size}, {accounts})")
+            yield size
         self.sql("VACUUM ANALYZE")
         self.sql("CHECKPOINT")
 
-    def bench(self, script: str, clients: int, seconds: float, seed: int, **variables: int) -> Rate:
-        """Run pgbench with prepared statements.
+    def bench(
+        self, script: str, clients: int, seconds: float, seed: int, **variables: int
+    ) -> float:
+        """Run pgbench with prepared statements and return how many a second it made.
 
         Raises:
             PostgresError: a statement failed.
@@ -133,10 +121,10 @@ class Postgres:
             *(part for name, value in variables.items() for part in ("-D", f"{name}={value}")),
             DATABASE,
         )  # fmt: skip
-        rate, latency, failed = (each.search(printed) for each in (_TPS, _LATENCY, _FAILED))
-        if rate is None or latency is None or (failed is not None and failed[1] != "0"):
+        rate, failed = _TPS.search(printed), _FAILED.search(printed)
+        if rate is None or (failed is not None and failed[1] != "0"):
             raise PostgresError(f"pgbench said: {printed}")
-        return Rate(float(rate[1]), float(latency[1]))
+        return float(rate[1])
 
     def check(self) -> None:
         """See that the books are right.
