@@ -143,14 +143,21 @@ RATIOS = (
 )
 
 
+def headline(report: dict[str, Any]) -> str:
+    """Return what the figures belong to."""
+    machine = report["machine"]
+    cores = "compiled" if machine["compiled"] else "interpreted"
+    return (
+        f"{machine['processor']}, {machine['cores_used']} of {machine['cores']} cores, "
+        f"{machine['system']}, Python {machine['python']}, {cores} ledger; {report['started']}, "
+        f"seed {report['seed']}, scale {report['scale']:g}, {report['repeats']} repeats, "
+        f"{report['accounts']:,} accounts"
+    )
+
+
 def show(report: dict[str, Any], console: Console) -> None:
     """Print all tables."""
-    machine = report["machine"]
-    console.print(
-        f"{machine['processor']}, {machine['cores_used']} of {machine['cores']} cores, "
-        f"{machine['system']}, Python {machine['python']}; seed {report['seed']}, "
-        f"scale {report['scale']:g}, {report['repeats']} repeats, {report['accounts']:,} accounts"
-    )
+    console.print(headline(report))
     _print(console, "figures", ("case", "figure", "median>", "min – max>", "bar"),
            figure_rows(report))  # fmt: skip
     _print(console, "cost: processor µs for each transfer, by process",
@@ -179,13 +186,7 @@ def _print(
 
 def markdown(report: dict[str, Any]) -> str:
     """Return all tables as Markdown."""
-    machine = report["machine"]
-    head = (
-        f"{machine['processor']}, {machine['cores_used']} of {machine['cores']} cores, "
-        f"{machine['system']}, Python {machine['python']}. {report['started']}, seed "
-        f"{report['seed']}, scale {report['scale']:g}, {report['repeats']} repeats."
-    )
-    parts = [head]
+    parts = [headline(report)]
     for columns, rows in (
         (("case", "figure", "median", "min – max", "bar"), figure_rows(report)),
         (COST_COLUMNS, cost_rows(report)),

@@ -169,7 +169,10 @@ def _report() -> dict[str, Any]:
 
     cases = [case("crossing-0", 3.0, 0.0), case("crossing-100", 12.0, 5.0)]
     cases.append(Outcome("redis-uniform", "a peer", skipped="not installed"))
-    machine = {"processor": "P", "cores": 2, "cores_used": 2, "system": "S", "python": "3"}
+    machine = {
+        "processor": "P", "cores": 2, "cores_used": 2, "system": "S", "python": "3",
+        "compiled": True,
+    }  # fmt: skip
     return {
         "format": FORMAT, "machine": machine, "started": "now", "seed": 1, "scale": 1.0,
         "repeats": 3, "accounts": 9, "cases": [each.to_json() for each in cases],
