@@ -17,10 +17,11 @@ from scripts.bench.report import check_format, markdown
 from tests.support import ROOT
 
 TIMEOUT_S = 100.0
-OURS = (
-    "floor-sync", "floor-lmdb", "floor-grpc", "node", "two-shards", "callers-64", "callers-1",
-    "unary", "questions", "restart", "sizes", "sizes-node", "growth",
-)  # fmt: skip
+OURS = (  # in parts, each on a cluster or two of its own
+    ("floor-sync", "floor-lmdb", "floor-grpc", "node", "callers-64", "callers-1", "unary"),
+    ("two-shards", "restart"),
+    ("questions", "sizes", "sizes-node", "growth"),
+)
 PEERS = ("postgres-uniform", "redis-uniform")
 FIGURES = {
     "floor-sync": {"syncs", "sync p50", "sync p99"},
@@ -45,10 +46,14 @@ def run(tmp_path: Path, names: tuple[str, ...]) -> dict[str, Any]:
     path = tmp_path / "bench.json"
     command = [sys.executable, "-m", "scripts.bench", "--only", ",".join(names)]
     command += ["--json", str(path), "--scale", "0.0005", "--repeats", "1", "--seed", "7"]
-    made = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.terminate()  # when it takes too long: it ends what it started
+    assert process.returncode == 0, said
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     assert [case["name"] for case in report["cases"]] == [
         case.name for case in cases.ALL if case.name in names
@@ -56,8 +61,11 @@ def run(tmp_path: Path, names: tuple[str, ...]) -> dict[str, Any]:
     return report
 
 
-def test_every_kind_of_case_runs_and_tells_everything(tmp_path: Path) -> None:
-    report = run(tmp_path, OURS)
+@pytest.mark.parametrize("names", OURS, ids=lambda names: names[0])
+def test_every_kind_of_case_runs_and_tells_everything(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    report = run(tmp_path, names)
     check_format(report)
     assert {"processor", "cores", "system", "python"} <= report["machine"].keys()
     found = {case["name"]: case for case in report["cases"]}
@@ -75,9 +83,10 @@ def test_every_kind_of_case_runs_and_tells_everything(tmp_path: Path) -> None:
             assert usage["transfers"] > 0
             assert usage["syncs"] > 0
             assert {"client", "etcd-1", "router-1", "shard-1"} <= usage["cpu_s"].keys()
-    crossing = found["two-shards"]["usage"]
-    assert {"coordinator-1", "shard-2", "checkpoint-2"} <= crossing["cpu_s"].keys()
-    assert "two-shards" in markdown(report)
+    if "two-shards" in found:
+        used = found["two-shards"]["usage"]["cpu_s"].keys()
+        assert {"coordinator-1", "shard-2", "checkpoint-2"} <= used
+    assert names[-1] in markdown(report)
 
 
 @pytest.mark.parametrize("name", PEERS)

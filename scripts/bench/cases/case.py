@@ -12,6 +12,7 @@ from scripts.bench.rig import Rig, Rigs, Shape
 
 ACCOUNTS = 100_000
 TINY_ACCOUNTS = 1_000
+TINY_BATCH = 500
 TINY_SCALE = 0.01
 """Below it a run only proves that everything runs, and need not open all accounts."""
 
@@ -41,7 +42,16 @@ class Plan:
     @property
     def accounts(self) -> int:
         """How many accounts take part."""
-        return TINY_ACCOUNTS if self.scale < TINY_SCALE else ACCOUNTS
+        return TINY_ACCOUNTS if self.is_tiny else ACCOUNTS
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether this run only proves that everything runs."""
+        return self.scale < TINY_SCALE
+
+    def batch(self, batch: int) -> int:
+        """Return how many transfers a call has that shall have `batch`."""
+        return min(batch, TINY_BATCH) if self.is_tiny else batch
 
     def cluster(self, **shape: Any) -> AbstractAsyncContextManager[Rig]:
         """Return a cluster of a shape (see there), with this run's accounts."""

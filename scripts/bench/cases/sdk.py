@@ -67,21 +67,22 @@ def crossing_case(
     what = f"batches of {batch:,} by the SDK through a router, {shards} shards, {part}, {spread}"
 
     async def run(plan: Plan) -> Outcome:
-        count = plan.scaled(transfers, batch, plan.repeats)
-        warm_up = plan.scaled(transfers // 8, batch)
+        size = plan.batch(batch)
+        count = plan.scaled(transfers, size, plan.repeats)
+        warm_up = plan.scaled(transfers // 8, size)
         async with plan.cluster(shards=shards) as rig:
             crossing = share if shards > 1 else None
             draw = Draw(plan.accounts, spread, plan.seed, rig.cluster.topology, crossing)
             with progress(plan.console, f"{name}: warm-up", warm_up) as advance:
                 await drive(
-                    batches_of(pairs(draw, warm_up), batch),
+                    batches_of(pairs(draw, warm_up), size),
                     lambda drawn: send_batch(rig, drawn), in_flight, advance,
                 )  # fmt: skip
             drawn = pairs(draw, count)
             with progress(plan.console, name, count) as advance:
                 async with rig.measured() as section:
                     timeline = await drive(
-                        batches_of(drawn, batch),
+                        batches_of(drawn, size),
                         lambda drawn: send_batch(rig, drawn), in_flight, advance,
                     )  # fmt: skip
             if not (await rig.admin.check_conservation()).balanced:
