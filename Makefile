@@ -56,7 +56,7 @@ check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothin
 	$(PY) -m scripts.generate_stubs --check
 
 .PHONY: bench
-bench: $(ETCD) $(COMPILED) ## measure throughput, latency, syncs, disk and memory
+bench: $(ETCD) $(COMPILED) ## measure everything beside bars, floors and peers: rates, latency, disk, memory, cost
 	$(PY) -m scripts.bench
 
 .PHONY: stubs

@@ -133,6 +133,10 @@ class LocalCluster:
         assert member is not None, f"{role} {number} is not registered"
         return member.address
 
+    def numbers(self, role: str) -> tuple[int, ...]:
+        """Return the numbers of a role's processes, in order."""
+        return tuple(n for r, n in self._commands if r == role)
+
     def pid(self, role: str, number: int) -> int:
         """Return the id of a process, running or not."""
         return self._processes[role, number].pid

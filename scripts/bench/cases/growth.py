@@ -1,0 +1,64 @@
+"""Bar 8: cost grows with work and not with history.
+
+By name only: it writes about 15 GB and takes minutes. A million transfers at a time are made before
+By name only: it writes about 15 GB and takes minutes. A million transfers at a time are made before
+"""
+
+import shutil
+import statistics
+import tempfile
+
+import click
+
+from scripts.bench.cases.case import Case, Plan, at_least
+from scripts.bench.drive import drive
+from scripts.bench.load import Draw, bodies, packed_requests
+from scripts.bench.results import Figure, Outcome
+from scripts.bench.rig import BATCH
+from scripts.progress import progress
+
+WHAT = "batches of 8,000 straight to one shard node until its log has 50 million transfers"
+PERCENT_MIN = 85.0
+TRANSFERS = 50_000_000
+CHUNKS = 50
+COMPARED = 3  # chunks at each end
+BYTES_PER_TRANSFER = 300
+IN_FLIGHT = 4
+
+
+async def _run(plan: Plan) -> Outcome:
+    """Fill the log, and compare."""
+    chunk = plan.scaled(TRANSFERS // CHUNKS)
+    needed, free = (
+        chunk * CHUNKS * BYTES_PER_TRANSFER,
+        shutil.disk_usage(tempfile.gettempdir()).free,
+    )
+    if free < needed:
+        raise click.ClickException(
+            f"{needed / 1e9:.0f} GB are needed, {free / 1e9:.0f} GB are free in "
+            f"{tempfile.gettempdir()}"
+        )
+    rates = []
+    async with plan.cluster() as rig:
+        draw = Draw(plan.accounts, "uniform", plan.seed)
+        with progress(plan.console, "growth", chunk * CHUNKS) as advance:
+            async with rig.measured() as section:
+                for _ in range(CHUNKS):
+                    packed = bodies(draw, chunk, "uuid7", rig.currency)
+                    timeline = await drive(
+                        packed_requests(packed, BATCH), rig.shards[1].execute, IN_FLIGHT, advance
+                    )
+                    rates.append(timeline.transfers / timeline.seconds)
+        left_bytes = rig.data_bytes()
+    early = statistics.median(rates[CHUNKS // 10 - COMPARED : CHUNKS // 10])
+    late = statistics.median(rates[-COMPARED:])
+    figures = [
+        Figure("the last beside the first tenth", "%", [late / early * 100],
+               at_least("8", PERCENT_MIN)),
+        Figure("transfers", "/s", rates),
+        Figure("disk, log and state", "bytes/transfer", [left_bytes / (chunk * CHUNKS)]),
+    ]  # fmt: skip
+    return Outcome("growth", WHAT, figures, section.usage)
+
+
+CASES = (Case("growth", WHAT, _run, by_default=False),)

@@ -1,0 +1,1 @@
+SELECT transfer_random_array(:size, :accounts);

@@ -1,0 +1,5 @@
+\set source random(1, :accounts)
+\set drawn random(1, :accounts - 1)
+\set destination CASE WHEN :drawn >= :source THEN :drawn + 1 ELSE :drawn END
+\set amount random(1, 100)
+SELECT transfer(time_ordered_id(), :source, :destination, :amount);
