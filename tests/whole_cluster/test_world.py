@@ -142,7 +142,7 @@ def test_a_failed_sync_leaves_a_hole_under_what_follows(seed: int) -> None:
     """What is appended after it is durable, and it is not: whoever goes on has lost."""
     holes = 0
     for each in range(seed, seed + 20):
-        disks = []
+        disks: list[Disk] = []
 
         async def act(world: World, disks: list[Disk] = disks) -> None:
             disk = Disk(world, IDENTITY, lambda: None)
