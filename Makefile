@@ -1,6 +1,7 @@
 # Every command of the project. `make` lists them; the first run of any sets itself up.
 
 PYTHON ?= python3
+SEEDS ?= 200
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -25,7 +26,11 @@ test: $(ETCD) $(COMPILED) ## run every test
 	$(PY) -m pytest
 
 .PHONY: simulate
-simulate: $(INSTALLED) ## play 20,000 schedules of shards and coordinators under faults
+simulate: $(INSTALLED) ## play whole clusters under faults on virtual time; SEEDS=200
+	$(PY) -m tests.whole_cluster --seeds $(SEEDS)
+
+.PHONY: schedules
+schedules: $(INSTALLED) ## play 20,000 schedules of two-phase commit alone under faults
 	$(PY) -m tests.simulation --schedules 20000
 
 .PHONY: crash

@@ -45,6 +45,18 @@ class Clearing:
         self._base = dict(self.positions)
         self._base_second = time_us // SECOND_US
 
+    def recall(self, pair: Pair, amount_minor: int, decided_us: int) -> None:
+        """Takes a leg out of the past that `start` gave, if it was decided later than that.
+
+        Its home's clock may be ahead of this shard's, so a checkpoint may have legs that a question
+        for a time after it must not count.
+        """
+        second = decided_us // SECOND_US
+        if second > self._base_second:
+            self._base[pair] = self._base.get(pair, 0) - amount_minor
+            bucket = self._buckets.setdefault(second, {})
+            bucket[pair] = bucket.get(pair, 0) + amount_minor
+
     def post(self, pair: Pair, amount_minor: int, decided_us: int) -> None:
         """Adds a leg: positive when an account here paid."""
         self.positions[pair] = self.positions.get(pair, 0) + amount_minor

@@ -2,7 +2,8 @@
 
 While one append is being synced, the next block fills; when the sync returns, everything gathered
 goes into the next append. So under load a sync is shared by all that came meanwhile, and a lone
-command waits for one sync and for no timer. One append at a time, on one thread.
+command waits for one sync and for no timer. One append at a time: on a thread of its own, or, where
+there are no threads, however the `Appender` does it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,44 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shard_node.log import Log
     from shard_node.records import BlockDraft
 
 APPEND_BLOCKS_MAX: Final = 64
 """Blocks in one append. At half a mebibyte each this bounds what one sync writes to 32 MiB."""
+
+
+class Appender(Protocol):
+    """Appends to a log while the event loop goes on. One append at a time."""
+
+    async def append(self, blocks: Sequence[BlockDraft]) -> None:
+        """As `Log.append`: all are durable when it returns, and nobody knows when it raises."""
+        ...
+
+    def close(self) -> None:
+        """Ends; no append is under way."""
+        ...
+
+
+class ThreadAppender:
+    """Appends on a thread of its own."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._thread = ThreadPoolExecutor(1, "committer")
+
+    async def append(self, blocks: Sequence[BlockDraft]) -> None:
+        """See `Appender`."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._log.append, blocks)
+
+    def close(self) -> None:
+        """See `Appender`."""
+        self._thread.shutdown()
 
 
 class Committer:
@@ -30,6 +59,7 @@ class Committer:
         take: seals what has gathered and hands over sealed blocks, oldest first, at most so many.
         on_durable: called after each append, before anybody who waits is let go.
         on_fatal: called with the error of an append; must end the process.
+        appender: appends to the log; None = on a thread.
     """
 
     def __init__(
@@ -38,12 +68,13 @@ class Committer:
         take: Callable[[int], list[BlockDraft]],
         on_durable: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
+        appender: Appender | None = None,
     ) -> None:
         self._log = log
         self._take = take
         self._on_durable = on_durable
         self._on_fatal = on_fatal
-        self._thread = ThreadPoolExecutor(1, "committer")
+        self._appender = appender or ThreadAppender(log)
         self._work = asyncio.Event()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._stopping = False
@@ -75,7 +106,6 @@ class Committer:
 
     async def run(self) -> None:
         """Appends until `stop`; ends when everything taken is durable."""
-        loop = asyncio.get_running_loop()
         while True:
             blocks = self._take(APPEND_BLOCKS_MAX)
             if not blocks:
@@ -85,7 +115,7 @@ class Committer:
                 await self._work.wait()
                 continue
             try:
-                await loop.run_in_executor(self._thread, self._log.append, blocks)
+                await self._appender.append(blocks)
             except Exception as error:  # noqa: BLE001 - whatever it is, durability is unknown
                 self._on_fatal(error)
                 return
@@ -101,8 +131,8 @@ class Committer:
         self._work.set()
 
     def close(self) -> None:
-        """Ends the thread; after `run` has ended."""
-        self._thread.shutdown()
+        """Ends the appender; after `run` has ended."""
+        self._appender.close()
 
     def _release(self) -> None:
         waiting = self._waiting

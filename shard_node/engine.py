@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from shard_node.audit import Books
     from shard_node.books import Account
     from shard_node.checkpointer import StateWriter
+    from shard_node.committer import Appender
     from shard_node.ledger import Ledger, OpenStatus
     from shard_node.legs import Member
     from shard_node.limits import Limits
@@ -87,6 +88,7 @@ class Engine:
         limits: bounds.
         data: the folder whose disk is watched; None = no disk (tests, simulation).
         on_fatal: must end the process; called when durability is in doubt.
+        appender: see `Committer`.
     """
 
     def __init__(
@@ -100,12 +102,13 @@ class Engine:
         limits: Limits,
         data: Path | None,
         on_fatal: Callable[[BaseException], None],
+        appender: Appender | None = None,
     ) -> None:
         self.identity = identity
         self.ledger = ledger
         self.store = store
         self.limits = limits
-        self.committer = Committer(store.log, self._take, self._after_append, on_fatal)
+        self.committer = Committer(store.log, self._take, self._after_append, on_fatal, appender)
         self.space = Space(
             store.log,
             store.state,

@@ -311,6 +311,7 @@ class Participant:
         """Remembers, without applying it again, that a record ended a transaction."""
         kind, stamp_us = record[BODY_BYTES], block.time_us
         if kind in (RecordKind.LEG_OUTGOING, RecordKind.LEG_INCOMING):
+            self._poster.recall_record(record)
             decided_us, transaction_id = LEG.unpack_from(record, BODY_BYTES)[6:8]
             of_none = transaction_id == NO_TRANSACTION
             if not of_none and transaction_id not in self._transactions.decided:

@@ -72,6 +72,15 @@ class Poster:
         assert balance.minor + leg.signed_minor == minor, f"record {sequence}: balance"
         self._apply(leg, account, minor, sequence, time_us, decided_us)
 
+    def recall_record(self, record: bytes) -> None:
+        """Remembers when a leg that a checkpoint covers was decided, without applying it again."""
+        fields = LEG.unpack_from(record, BODY_BYTES)
+        peer, decided_us = fields[2], fields[6]
+        if peer != self._shard_id:
+            incoming = record[BODY_BYTES] == RecordKind.LEG_INCOMING
+            leg = Leg(Member(record[:BODY_BYTES], 0, 0, b""), incoming=incoming, peer=peer)
+            self._clearing.recall((peer, leg.currency), -leg.signed_minor, decided_us)
+
     def _apply(
         self, leg: Leg, account: Account, minor: int, sequence: int, time_us: int, decided_us: int
     ) -> None:

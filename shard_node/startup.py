@@ -166,16 +166,28 @@ def open_engine(
         raise DamagedLogError(no_log(identity.shard_id, epoch - 1))
     file = StateFile(data / "state", limits.state_map_bytes)
     store = Store(LmdbState(file), log)
-    ledger, recovery = recover(identity, store, limits, LocalStateWriter(file, log))
+    ledger, clock = recovered(identity, store, limits, LocalStateWriter(file, log), wall)
+    return Engine(identity, ledger, store, writer, wall, clock, limits, data, on_fatal)
+
+
+def recovered(
+    identity: LogIdentity, store: Store, limits: Limits, writer: LocalStateWriter, wall: Clock
+) -> tuple[Ledger, HybridClock]:
+    """The ledger as of the log's end, and a clock that goes on from there.
+
+    Raises:
+        DamagedLogError, DamagedStateError: as `recover`.
+    """
+    ledger, recovery = recover(identity, store, limits, writer)
+    last = store.log.last
     _LOG.info(
         "recovered",
         checkpoint_block=recovery.checkpoint_block,
-        block=log.last.number if log.last else 0,
+        block=last.number if last else 0,
         replayed_records=recovery.replayed_records,
         seconds=round(recovery.seconds, 3),
     )
-    clock = HybridClock(wall, log.last.draft.time_us if log.last else 0)
-    return Engine(identity, ledger, store, writer, wall, clock, limits, data, on_fatal)
+    return ledger, HybridClock(wall, last.draft.time_us if last else 0)
 
 
 def recover(

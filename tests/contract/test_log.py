@@ -1,4 +1,4 @@
-"""The contract of `Log`, for the one in LMDB and the one in memory."""
+"""The contract of `Log`, for the one in LMDB, the one in memory and the one on a simulated disk."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -19,11 +19,19 @@ from shard_node.records import (
 )
 from tests.support.blocks import draft_of, random_drafts, written_in
 from tests.support.engines import IDENTITY, START_US
+from tests.whole_cluster.disk import Disk, DiskLog
+from tests.whole_cluster.world import World
+
+
+def simulated_disk() -> Disk:
+    return Disk(World(random.Random(1)), IDENTITY, lambda: None)
+
 
 MAP_BYTES = 64 * 1024 * 1024
 OPENERS: dict[str, Callable[[Path], Log]] = {
     "lmdb": lambda path: LmdbLog(path, IDENTITY, 1, MAP_BYTES),
     "memory": lambda _path: MemoryLog(IDENTITY, 1),
+    "simulated": lambda _path: DiskLog(simulated_disk(), 1),
 }
 
 

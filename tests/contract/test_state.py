@@ -1,4 +1,4 @@
-"""The contract of `StateReader`, for the one in LMDB and the one in memory."""
+"""The contract of `StateReader`, for those in LMDB, in memory and on a simulated disk."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -24,6 +24,7 @@ from shard_node.state import (
 )
 from tests.support.blocks import draft_of, epoch_draft
 from tests.support.engines import IDENTITY, SHARD, START_US
+from tests.whole_cluster.disk import DiskState
 
 MAP_BYTES = 64 * 1024 * 1024
 HOUR_0_US = START_US - START_US % HOUR_US
@@ -52,10 +53,10 @@ class Site:
         return checkpoint
 
 
-@pytest.fixture(params=["lmdb", "memory"])
+@pytest.fixture(params=["lmdb", "memory", "simulated"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    if request.param == "memory":
-        memory = MemoryState()
+    if request.param != "lmdb":
+        memory = MemoryState() if request.param == "memory" else DiskState()
         yield Site(memory, memory)
         return
     file = StateFile(tmp_path / "state", MAP_BYTES)

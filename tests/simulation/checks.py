@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cluster.packed import GROUP_RESULT
 from cluster.refusals import RefusalReason, is_recorded
@@ -16,29 +16,34 @@ from shard_node.store import Store
 from tests.simulation.world import Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from shard_node.ledger import Ledger
+    from shard_node.log import Log
+    from shard_node.records import LogIdentity
     from tests.simulation.books import ShardBooks
     from tests.simulation.clients import Intent
     from tests.simulation.coordinators import Coordinator, Execution
     from tests.simulation.shards import Shard
 
 
-class Checks:
-    """Knows all shards; see the module's docstring.
+class HasBooks(Protocol):
+    """A shard, as answers are judged by it."""
+
+    def durable_books(self) -> ShardBooks:
+        """The books as its log alone tells them."""
+        ...
+
+
+class AnswerChecks:
+    """What answers and books must be, whatever runs the shards.
 
     Args:
         shards: by id.
     """
 
-    def __init__(self, shards: dict[int, Shard]) -> None:
+    def __init__(self, shards: Mapping[int, HasBooks]) -> None:
         self._shards = shards
-
-    # --- answers --------------------------------------------------------------------------------
-
-    def answered(self, it: Execution) -> None:
-        """A coordinator answers."""
-        self._check_answer(it.intent, it.result)
 
     def answered_by_shard(self, intent: Intent, result: bytes) -> None:
         """A shard answers by itself."""
@@ -50,54 +55,34 @@ class Checks:
         if status == Status.COMPLETED:
             for shard_id, body, incoming in intent.legs():
                 posted = self._shards[shard_id].durable_books().posted
-                self._must(
+                must(
                     (body, incoming) in posted,
                     f"{intent.name} was answered COMPLETED and is not posted on shard {shard_id}",
                 )
         if status == Status.COMMITTED_POSTING:
-            self._must(not self._recorded_reason(intent), f"{intent.name} was not committed")
+            must(not self._recorded_reason(intent), f"{intent.name} was not committed")
         if status == Status.REFUSED and is_recorded(RefusalReason(reason)):
             recorded = self._recorded_reason(intent)
-            self._must(recorded == reason, f"{intent.name} was refused for another reason")
+            must(recorded == reason, f"{intent.name} was refused for another reason")
 
     def _recorded_reason(self, intent: Intent) -> int:
         known = self._shards[intent.home].durable_books().keys.get(intent.key)
-        self._must(known is not None, f"{intent.name} has no durable record")
+        must(known is not None, f"{intent.name} has no durable record")
         assert known
         what = f"{intent.name}: another body is recorded under its key"
-        self._must(known.bodies == b"".join(intent.bodies), what)
+        must(known.bodies == b"".join(intent.bodies), what)
         return known.reason
 
-    # --- the end --------------------------------------------------------------------------------
-
-    def at_the_end(self, intents: list[Intent], coordinators: Iterable[Coordinator]) -> None:
-        """All promises, once nothing is in doubt."""
-        for shard in self._shards.values():
-            shard.sync_now()
-            shard.books.compare(shard.ledger)
-            self._check_nothing_reserved(shard)
-            self._check_fold(shard)
-            shard.crash()
-            shard.start()  # which compares what it recovers with the log
-        books = {each.shard_id: each.books for each in self._shards.values()}
-        self._check_atomicity(books, intents)
-        self._check_clearing(books)
-        for intent in intents:
-            self._check_results(books[intent.home], intent)
-        committed = {each for one in books.values() for each in one.committed}
-        for coordinator in coordinators:
-            for it in coordinator.executions:
-                self._check_definite(it, committed)
-
-    def _check_atomicity(self, books: dict[int, ShardBooks], intents: list[Intent]) -> None:
+    def check_atomicity(self, books: dict[int, ShardBooks], intents: list[Intent]) -> None:
+        """Every leg of what a home has committed, once, and no other."""
         by_bodies = {b"".join(each.bodies): each for each in intents}
         expected: dict[tuple[int, bytes], list[tuple[bytes, bool]]] = {}
         for home, one in books.items():
             for transaction_id, known in one.committed.items():
                 intent = by_bodies.get(known.bodies)
-                self._must(intent is not None, "something was committed that nobody wanted")
+                must(intent is not None, "something was committed that nobody wanted")
                 assert intent
-                self._must(intent.home == home, f"{intent.name} was decided by a stranger")
+                must(intent.home == home, f"{intent.name} was decided by a stranger")
                 for shard_id, body, incoming in intent.legs():
                     expected.setdefault((shard_id, transaction_id), []).append((body, incoming))
         found = {
@@ -108,19 +93,20 @@ class Checks:
         for place in expected.keys() | found.keys():
             want, have = expected.get(place, []), found.get(place, [])
             what = f"shard {place[0]} posted {len(have)} of {len(want)} legs of a transaction"
-            self._must(sorted(want) == sorted(have), what)
+            must(sorted(want) == sorted(have), what)
         committed = {each for one in books.values() for each in one.committed}
         for one in books.values():
-            self._must(not one.aborted & committed, "a transaction was committed and aborted")
+            must(not one.aborted & committed, "a transaction was committed and aborted")
 
-    def _check_clearing(self, books: dict[int, ShardBooks]) -> None:
+    def check_clearing(self, books: dict[int, ShardBooks]) -> None:
+        """What every two shards owe each other cancels."""
         for shard_id, one in books.items():
             for (peer, currency), position in one.clearing.items():
                 other = books[peer].clearing[shard_id, currency]
                 what = f"between {shard_id} and {peer} is {position} and {other}"
-                self._must(position + other == 0, what)
+                must(position + other == 0, what)
 
-    def _check_results(self, home: ShardBooks, intent: Intent) -> None:
+    def check_results(self, home: ShardBooks, intent: Intent) -> None:
         """Whatever clients heard fits what the home's log says for ever."""
         known = home.keys.get(intent.key)
         is_ours = known is not None and known.bodies == b"".join(intent.bodies)
@@ -133,7 +119,42 @@ class Checks:
                 holds = is_ours and known is not None and known.reason == reason
             else:
                 continue
-            self._must(holds, f"{intent.name} was answered {Status(status).name}, {reason}")
+            must(holds, f"{intent.name} was answered {Status(status).name}, {reason}")
+
+
+class Checks(AnswerChecks):
+    """Knows all shards; see the module's docstring.
+
+    Args:
+        shards: by id.
+    """
+
+    def __init__(self, shards: dict[int, Shard]) -> None:
+        super().__init__(shards)
+        self._all = shards
+
+    def answered(self, it: Execution) -> None:
+        """A coordinator answers."""
+        self._check_answer(it.intent, it.result)
+
+    def at_the_end(self, intents: list[Intent], coordinators: Iterable[Coordinator]) -> None:
+        """All promises, once nothing is in doubt."""
+        for shard in self._all.values():
+            shard.sync_now()
+            shard.books.compare(shard.ledger)
+            check_nothing_reserved(shard.ledger)
+            self._check_fold(shard)
+            shard.crash()
+            shard.start()  # which compares what it recovers with the log
+        books = {each.shard_id: each.books for each in self._all.values()}
+        self.check_atomicity(books, intents)
+        self.check_clearing(books)
+        for intent in intents:
+            self.check_results(books[intent.home], intent)
+        committed = {each for one in books.values() for each in one.committed}
+        for coordinator in coordinators:
+            for it in coordinator.executions:
+                self._check_definite(it, committed)
 
     def _check_definite(self, it: Execution, committed: set[bytes]) -> None:
         """A definite fault means that nothing happened; so does a refusal."""
@@ -142,26 +163,34 @@ class Checks:
         status, _, _, _, _, indefinite, *_ = GROUP_RESULT.unpack(it.result)
         if status == Status.REFUSED or (status == Status.FAULT and not indefinite):
             happened = committed & set(it.transaction_ids)
-            self._must(not happened, f"{it.name} was said not to have happened")
-
-    def _check_nothing_reserved(self, shard: Shard) -> None:
-        for account in shard.ledger.memory.accounts.values():
-            self._must(not account.pins, f"account {account.account_id} stays pinned")
-            for balance in account.balances.values():
-                reserved = balance.reserved_incoming, balance.reserved_outgoing
-                self._must(reserved == (0, 0), f"account {account.account_id}: {reserved} stays")
+            must(not happened, f"{it.name} was said not to have happened")
 
     def _check_fold(self, shard: Shard) -> None:
-        """Promise 7: the state, taken in many checkpoints, is what the log amounts to."""
         shard.checkpoint_now()
-        state = MemoryState()
-        store, writer = Store(state, shard.log), LocalStateWriter(state, shard.log)
-        ledger, _ = recover(shard.identity, store, Limits(), writer)
-        checkpoint_now(shard.identity, ledger, store, writer)
-        for table in TABLES:
-            have, want = vars(shard.state)[f"_{table}"], vars(state)[f"_{table}"]
-            self._must(have == want, f"the state's {table} are not the fold of the log")
+        check_fold(shard.identity, shard.state, shard.log)
 
-    def _must(self, holds: bool, what: str) -> None:  # noqa: FBT001 - it reads as an assertion
-        if not holds:
-            raise Violation(what)
+
+def check_nothing_reserved(ledger: Ledger) -> None:
+    """Nothing is held back for a transaction, and no account is kept in memory for one."""
+    for account in ledger.memory.accounts.values():
+        must(not account.pins, f"account {account.account_id} stays pinned")
+        for balance in account.balances.values():
+            reserved = balance.reserved_incoming, balance.reserved_outgoing
+            must(reserved == (0, 0), f"account {account.account_id}: {reserved} stays")
+
+
+def check_fold(identity: LogIdentity, state: MemoryState, log: Log) -> None:
+    """Promise 7: a state, taken in many checkpoints up to the log's end, is what the log is."""
+    folded = MemoryState()
+    store, writer = Store(folded, log), LocalStateWriter(folded, log)
+    ledger, _ = recover(identity, store, Limits(), writer)
+    checkpoint_now(identity, ledger, store, writer)
+    for table in TABLES:
+        have, want = vars(state)[f"_{table}"], vars(folded)[f"_{table}"]
+        must(have == want, f"the state's {table} are not the fold of the log")
+
+
+def must(holds: bool, what: str) -> None:  # noqa: FBT001 - it reads as an assertion
+    """Raises unless it is so."""
+    if not holds:
+        raise Violation(what)

@@ -47,6 +47,21 @@ def test_positions_are_those_of_a_naive_list(rng: random.Random) -> None:
     assert len(clearing._buckets) <= REMEMBERED_S + 2
 
 
+def test_a_checkpoint_may_have_what_was_decided_after_it() -> None:
+    """A home whose clock is ahead decides later than a participant posts, checkpoints, restarts."""
+    before, posted = Clearing(), [(GOLD, 5, 9 * SECOND_US), (GOLD, 7, 12 * SECOND_US)]
+    for leg in posted:
+        before.post(*leg)
+    after = Clearing()
+    after.positions = dict(before.positions)
+    after.start(9 * SECOND_US)
+    for leg in posted:
+        after.recall(*leg)
+    for second in (10, 11, 12, 13):
+        assert after.at(second * SECOND_US) == before.at(second * SECOND_US)
+    assert after.positions == before.positions
+
+
 def test_the_time_is_exclusive() -> None:
     clearing = Clearing()
     clearing.post(GOLD, 5, 9 * SECOND_US)

@@ -123,9 +123,9 @@ def test_the_text_speaks_of_the_project_alone() -> None:
 def test_no_dead_code() -> None:
     """Whatever is defined is used, if only by a test. Fields and constants may document."""
     search = vulture.Vulture(
-        # Called by gRPC, click, pytest and hypothesis, and by no name of ours.
+        # Called by gRPC, click, pytest, hypothesis and asyncio, and by no name of ours.
         ignore_names=[
-            *(*_rpc_names(), "__*__", "intercept_service", "convert"),
+            *(*_rpc_names(), "__*__", "intercept_service", "convert", "get_debug"),
             *("pytest_*", "test_*", "teardown"),
         ],
         ignore_decorators=[
