@@ -23,7 +23,7 @@ demo: $(ETCD) $(COMPILED) ## start a cluster, play a month of a game's economy, 
 
 .PHONY: test
 test: $(ETCD) $(COMPILED) ## run every test
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: simulate
 simulate: $(INSTALLED) ## play whole clusters under faults on virtual time; SEEDS=200

@@ -22,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SEED] = support.seed_of_run()
     config.stash[RUN] = f"{os.getpid()}-{config.stash[SEED]}"
     os.environ[support.RUN_VARIABLE] = config.stash[RUN]
+    os.environ[support.SEED_VARIABLE] = str(config.stash[SEED])  # workers inherit it
     # No deadline: it would judge by the wall clock of a busy machine.
     hypothesis.settings.register_profile("doubloon", deadline=None, print_blob=True)
     hypothesis.settings.load_profile("doubloon")
