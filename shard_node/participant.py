@@ -188,6 +188,8 @@ class Participant:
         sequence = self._memory.find_key(key, stored)
         if sequence is not None:
             return self._answer_known(request, members, read_recorded(self._reader, sequence, key))
+        if header.transaction_id in table.prepared:  # of the same name, and another home decides it
+            return _answer(Fate.ABORTED, Outcome.NONE)
         if vote[0] == Vote.NO:
             return self._refuse(header, members, RefusalReason(vote[1]), vote[2])
         is_over = table.ended(header.transaction_id) is not None or header.deadline_us <= now_us
