@@ -51,6 +51,14 @@ properties: $(COMPILED) ## play the property tests under 20 seeds each, on compi
 mutants: $(INSTALLED) ## plant some hundred bugs, one by one; each must turn a test red
 	$(PY) -m tests.mutants
 
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## fuzz every decoder for ten minutes (by coverage, once `.[fuzz]` is installed)
+	$(PY) -m tests.hostile.fuzz --seconds 600
+
+.PHONY: siege
+siege: $(ETCD) ## attack a running cluster with floods, half-open streams and garbage
+	$(PY) -m tests.hostile.siege --seconds 240
+
 .PHONY: check
 check: $(INSTALLED) ## format, lint, types, wire contract, stubs; changes nothing
 	$(PY) -m ruff format --check .

@@ -34,6 +34,7 @@ CURRENCY_NAME_BYTES_MAX = 64
 """A few words for people; the whole list of currencies stays small."""
 _CURRENCY_CODE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 # Roles and ids are segments of etcd keys.
+_NUMBER_MAX = 2**63 - 1  # blocks and messages carry them in 64 bits
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 # A person who starts processes in the wrong order does not notice this; a store that is busy does.
@@ -78,6 +79,11 @@ class Member:
                 raise ValueError(f"{name}: 1 … 63 letters, digits, '.', '_' or '-', not {text!r}")
         if not self.address:
             raise ValueError("address: must not be empty")
+        for name, text in (("address", self.address), ("version", self.version)):
+            if not text.isprintable():
+                raise ValueError(f"{name}: must be printable, is {text!r:.100}")
+        if not 0 <= self.started_us <= _NUMBER_MAX:
+            raise ValueError(f"started_us: must be 0 … 2^63 − 1, is {self.started_us}")
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,11 @@ class ShardInfo:
     def __post_init__(self) -> None:
         if not 1 <= self.shard_id <= SHARD_ID_MAX:
             raise ValueError(f"shard_id: must be 1 … {SHARD_ID_MAX}, is {self.shard_id}")
-        if self.epoch < 1:
-            raise ValueError(f"epoch: must be positive, is {self.epoch}")
+        if not 1 <= self.epoch <= _NUMBER_MAX:
+            raise ValueError(f"epoch: must be 1 … 2^63 − 1, is {self.epoch}")
+        for member_id in (self.primary, *self.standbys):
+            if not member_id.isprintable():
+                raise ValueError(f"primary, standbys: {member_id!r:.100} is no member's id")
 
     def claimed_by(self, member_id: str) -> "ShardInfo":
         """Return what the shard becomes when the member claims it."""

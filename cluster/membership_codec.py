@@ -10,14 +10,19 @@ is read strictly, since acting on half of one would send money to the wrong shar
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cluster.membership import Currency, Member, ShardInfo
 from cluster.topology import Topology, TopologyError
 
+_SHARD_ID = re.compile(r"[1-9][0-9]{0,4}")
+
 Record = Member | Topology | ShardInfo | Currency
 T = TypeVar("T")
+
+_SHOWN_LETTERS = 100  # of what is wrong: it may be as long as etcd lets it be
 
 
 class UnreadableRecord(ValueError):  # noqa: N818 - named for what was found
@@ -74,7 +79,7 @@ def encode_shard(shard: ShardInfo) -> bytes:
 
 def decode_shard(shard_id: str, value: bytes) -> ShardInfo:
     """Read a shard; its id as the key spells it. Raises: UnreadableRecord."""
-    if not shard_id.isdecimal() or str(int(shard_id)) != shard_id:
+    if _SHARD_ID.fullmatch(shard_id) is None:
         raise UnreadableRecord(f"shard_id: {shard_id!r} is not a number")
     body = _decode(value, epoch=int, primary=str, standbys=list)
     if not all(isinstance(one, str) for one in body["standbys"]):
@@ -123,13 +128,14 @@ def _encode(**fields: object) -> bytes:
 def _decode(value: bytes, **types: type) -> dict[str, Any]:
     try:
         body = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableRecord(f"value: is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise UnreadableRecord("value: must be a JSON object")
     for name, wanted in types.items():
         if not isinstance(body.get(name), wanted) or isinstance(body[name], bool):
-            raise UnreadableRecord(f"{name}: must be {wanted.__name__}, is {body.get(name)!r}")
+            found = repr(body.get(name))[:_SHOWN_LETTERS]
+            raise UnreadableRecord(f"{name}: must be {wanted.__name__}, is {found}")
     return body
 
 

@@ -130,6 +130,9 @@ GROUPS_MAX: Final = 1_024
 MEMBER: Final = struct.Struct("<64s2H4x")
 """body, source's shard, destination's shard."""
 
+SHARDS_AT: Final = 64
+"""Where a member has its two shards, two bytes each."""
+
 HEADER: Final = struct.Struct("<16sqQHB5x")
 """transaction id, deadline, first source account, home, members."""
 

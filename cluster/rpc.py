@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -31,12 +32,18 @@ TOPOLOGY_VERSION_KEY = "doubloon-topology-version"
 # 8,192 transfers of the largest size (16-byte id, 256 bytes of metadata) are 3 MB; twice that and
 # some is room for a batch's answer, and still small beside a process's memory.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
+# Connections to one server; more are closed as they come. Game servers hold one or two each, and a
+# process that has no files left to open can serve nobody: 1,024 is what systems often allow.
+CONNECTIONS_MAX = 768
+# What has not said within this that it speaks HTTP/2 is closed, and gives its place to another.
+HANDSHAKE_TIMEOUT_MS = 10_000
 # One connection with more calls than this in flight is not batching.
 STREAMS_PER_CONNECTION_MAX = 1_024
 # Ours is one id, a deadline and a fault; a token will fit as well. gRPC's own default, on purpose.
 METADATA_BYTES_MAX = 16 * 1024
 # Calls of one process in progress at once, all connections together; above it new ones are answered
-# RESOURCE_EXHAUSTED before they are read. At 8 MiB each this is what bounds the memory of requests.
+# RESOURCE_EXHAUSTED before they are read. What a peer sends of a message and does not finish stays
+# until its call ends: with 8 MiB each that is 16 GiB, so it bounds friends, not an enemy.
 CONCURRENT_RPCS_MAX = 2_048
 # A silent peer is noticed within 13 s also when its machine vanished without closing connections.
 KEEPALIVE_TIME_MS = 10_000
@@ -68,6 +75,8 @@ SERVER_OPTIONS: Options = (
     *_MESSAGE_OPTIONS,
     # Two processes on one port must be an error, not a coin toss.
     ("grpc.so_reuseport", 0),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
     ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
     ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),
@@ -203,7 +212,10 @@ def fault_from_rpc_error(error: grpc.aio.AioRpcError) -> Fault:
     """Read back the fault of a failed call; without our detail, indefinite unless nothing ran."""
     for key, value in error.trailing_metadata() or ():
         if key == FAULT_KEY and isinstance(value, bytes):
-            return Fault.from_message(types_pb2.Fault.FromString(value))
+            try:
+                return Fault.from_message(types_pb2.Fault.FromString(value))
+            except DecodeError:
+                break  # whoever is in between has its own use for the key: the status will do
     code = error.code()
     return Fault(
         code, error.details() or code.name, indefinite=code not in _DEFINITE_WITHOUT_DETAIL

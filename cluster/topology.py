@@ -19,6 +19,10 @@ SHARD_ID_MAX = 0xFFFF
 """Shard ids are 1 … 65,535; 0 means none or unknown."""
 
 
+VERSION_MAX = 2**63 - 1
+"""Messages carry it in 64 bits."""
+
+
 class TopologyError(ValueError):
     """A topology that cannot be one; the message names the field and what is wrong with it."""
 
@@ -48,8 +52,8 @@ class Topology:
     shard_of_slot: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not _is_int(self.version) or self.version < 1:
-            raise TopologyError(f"version: must be a positive integer, is {self.version!r}")
+        if not _is_int(self.version) or not 1 <= self.version <= VERSION_MAX:
+            raise TopologyError(f"version: must be 1 … 2^63 − 1, is {self.version!r:.40}")
         if len(self.shard_of_slot) != SLOTS:
             raise TopologyError(f"slots: must be {SLOTS} shard ids, are {len(self.shard_of_slot)}")
         for slot, shard_id in enumerate(self.shard_of_slot):
@@ -99,7 +103,7 @@ class Topology:
         """
         try:
             body = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TopologyError(f"topology: is not JSON: {error}") from error
         if not isinstance(body, dict):
             raise TopologyError("topology: must be a JSON object")

@@ -1,6 +1,7 @@
 """`CoordinatorService`: messages in, messages out."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -23,6 +24,8 @@ DEADLINE_MAX_S: Final = 60.0
 # The answer needs some time to travel: a twentieth of a second, or of a short deadline a tenth.
 ANSWER_MARGIN_S: Final = 0.05
 ANSWER_MARGIN_SHARE: Final = 0.1
+
+_VERSION: Final = re.compile(r"[0-9]{1,18}")
 
 
 class Context(Protocol):
@@ -160,10 +163,10 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
 def _topology_version(context: Context) -> int:
     told = dict(context.invocation_metadata() or ()).get(TOPOLOGY_VERSION_KEY, "")
     text = told.decode("ascii", "replace") if isinstance(told, bytes) else told
-    if not (text.isascii() and text.isdigit()):
+    if _VERSION.fullmatch(text) is None:
         raise Fault(
             grpc.StatusCode.INVALID_ARGUMENT,
-            f"the metadata must have the topology version, has {text!r}",
+            f"the metadata must have the topology version, has {text[:40]!r}",
             TOPOLOGY_VERSION_KEY,
         )
     return int(text)

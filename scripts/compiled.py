@@ -39,6 +39,7 @@ MODULES: Final = (
     "shard_node/posting.py",
     "shard_node/recorded.py",
     "shard_node/records.py",
+    "shard_node/replaying.py",
     "shard_node/transactions.py",
 )
 """What is compiled: modules that decide, where the time goes. What does I/O gains nothing."""

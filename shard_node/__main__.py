@@ -33,10 +33,10 @@ from doubloon.v1 import shard_service_pb2_grpc
 from shard_node import startup
 from shard_node.collector import YoungCollector
 from shard_node.currencies import Currencies
+from shard_node.damage import DamagedStateError
 from shard_node.limits import Limits
 from shard_node.records import DamagedLogError, LogIdentity, cluster_id_of
 from shard_node.service import ShardServicer
-from shard_node.state import DamagedStateError
 from shard_node.status import ProcessFacts, StatusReporter
 from shard_node.verify import verify_history
 

@@ -18,6 +18,8 @@ from typing import Final, NamedTuple
 from librt.strings import BytesWriter, write_i64_be, write_i64_le
 from mypy_extensions import mypyc_attr
 
+from shard_node.damage import unreadable_row
+
 HOUR_US: Final = 3_600_000_000
 PERIOD_ENTRIES_MAX: Final = 128
 """The most entries a question has to walk back over: 0.2 ms of unpacking, and a row per 128 entries
@@ -298,10 +300,13 @@ def account_row(account: Account) -> tuple[bytes, bytes]:
 
 
 def read_account_row(key: bytes, value: bytes) -> Account:
-    """An account, without balances, from its row."""
-    kind, status, floor, cap, opened_us, status_us, changed = _ACCOUNT_ROW.unpack_from(value)
-    (account_id,) = ACCOUNT_KEY.unpack(key)
-    reason = value[_ACCOUNT_ROW.size :].decode()
+    """An account, without balances, from its row. Raises: DamagedStateError."""
+    try:
+        kind, status, floor, cap, opened_us, status_us, changed = _ACCOUNT_ROW.unpack_from(value)
+        (account_id,) = ACCOUNT_KEY.unpack(key)
+        reason = value[_ACCOUNT_ROW.size :].decode()
+    except (struct.error, UnicodeDecodeError) as error:
+        raise unreadable_row("accounts", key, error) from error
     return Account(
         account_id, kind, status, floor, cap, opened_us, status_us, reason, changed_sequence=changed
     )
@@ -384,12 +389,15 @@ def _signed(word: int) -> int:
 
 
 def read_period_row(key: bytes, value: bytes) -> Period:
-    """A period from its row."""
-    _, _, start_us, first_sequence = PERIOD_KEY.unpack(key)
-    (
-        in_before, in_before_high, out_before, out_before_high, in_count_before, out_count_before,
-        incoming, incoming_high, outgoing, outgoing_high, *counts_and_last,
-    ) = _PERIOD_ROW.unpack(value)  # fmt: skip
+    """A period from its row. Raises: DamagedStateError."""
+    try:
+        _, _, start_us, first_sequence = PERIOD_KEY.unpack(key)
+        (
+            in_before, in_before_high, out_before, out_before_high, in_count_before,
+            out_count_before, incoming, incoming_high, outgoing, outgoing_high, *counts_and_last,
+        ) = _PERIOD_ROW.unpack(value)  # fmt: skip
+    except struct.error as error:
+        raise unreadable_row("periods", key, error) from error
     return Period(
         start_us,
         first_sequence,

@@ -15,6 +15,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from shard_node.damage import DamagedStateError
+
 SECOND_US: Final = 1_000_000
 
 REMEMBERED_S: Final = 120
@@ -103,6 +105,8 @@ def clearing_row(pair: Pair, position_minor: int) -> tuple[bytes, bytes]:
 
 
 def read_clearing_row(key: bytes, value: bytes) -> tuple[Pair, int]:
-    """A position from its row."""
+    """A position from its row. Raises: DamagedStateError."""
+    if len(key) != CLEARING_KEY.size or len(value) != _POSITION_BYTES:
+        raise DamagedStateError(f"the row of clearing with key {key.hex()} is of another length")
     peer, currency = CLEARING_KEY.unpack(key)
     return (peer, currency), int.from_bytes(value, "little", signed=True)

@@ -32,6 +32,7 @@ from shard_node.log import first_sequence_since
 from shard_node.records import LEG, RecordKind, records_of
 from shard_node.transactions import Prepared
 from shard_node.unpacking import (
+    check_decided,
     decisions_of,
     groups_of,
     requests_to_decide,
@@ -142,6 +143,7 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         self._engine.observe(request.clock_us)
         decisions = decisions_of(request.decisions, "decisions")
         participant, table = self._engine.ledger.participant, self._engine.ledger.transactions
+        check_decided(decisions, table)
         prepared = [table.prepared.get(transaction_id) for transaction_id, _ in decisions]
         records = [1 + (len(each.legs) if each else 0) for each in prepared]
         await self._finish_some(participant.commit_prepared_all, decisions, records)

@@ -27,6 +27,7 @@ from shard_node.audit import add_up
 from shard_node.batch import Batch
 from shard_node.checkpoints import Checkpoints
 from shard_node.committer import Committer
+from shard_node.damage import DamagedStateError
 from shard_node.errors import (
     AccountNotFoundError,
     OverloadedError,
@@ -41,7 +42,6 @@ from shard_node.ledger import StatusChange
 from shard_node.recorded import read_outcome, read_recorded
 from shard_node.records import BLOCK_BYTES_MAX
 from shard_node.space import ROWS_PER_RECORD, Owed, Space
-from shard_node.state import DamagedStateError
 from shard_node.work import CALL_RECORDS_MAX, RECORDS_PER_MEMBER, Work
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ memory and never decides anything: memory = fold(log).
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from librt.strings import BytesWriter, read_i64_le
 
@@ -35,6 +35,7 @@ from cluster.packed import (
 from cluster.refusals import RefusalReason, is_recorded
 from shard_node.books import BALANCE_MAX_MINOR, Account, Balance
 from shard_node.clearing import Clearing, clearing_row, read_clearing_row
+from shard_node.damage import DamagedStateError
 from shard_node.groups import BUSY_RESULT, Counts, Groups
 from shard_node.legs import (
     EMPTY,
@@ -52,13 +53,19 @@ from shard_node.posting import Poster
 from shard_node.recorded import first_difference, read_recorded
 from shard_node.records import (
     ACCOUNT,
-    EFFECTS,
     EPOCH,
     BlockDraft,
     RecordKind,
     pack_bare_effects,
     records_of,
     write_transfer,
+)
+from shard_node.replaying import (
+    apply_transfer,
+    check_group,
+    check_opened,
+    damaged,
+    status_reason,
 )
 from shard_node.transactions import Decided, Transactions, read_transaction_row
 
@@ -353,37 +360,45 @@ class Ledger:
     # --- replay ---------------------------------------------------------------------------------
 
     def replay(self, block: BlockDraft) -> None:
-        """Applies the records of a durable block that follows `sequence`. Decides nothing."""
+        """Applies the records of a durable block that follows `sequence`. Decides nothing.
+
+        Raises:
+            DamagedLogError: a record cannot be true (see `replaying`); nothing may be done with
+                what was applied before it.
+        """
         assert block.first_sequence == self.sequence + 1, "blocks are replayed in order"
         for sequence, record in enumerate(records_of(block), block.first_sequence):
             body, kind = record[:BODY_BYTES], record[BODY_BYTES]
             if kind == RecordKind.TRANSFER:
-                self._apply_transfer(sequence, body, EFFECTS.unpack_from(record, BODY_BYTES))
+                apply_transfer(self.memory, self.log_id, sequence, record, block)
             elif kind == RecordKind.ACCOUNT_OPENED:
+                check_opened(sequence, body, self.memory)
                 self._apply_opened(sequence, body)
             elif kind == RecordKind.ACCOUNT_STATUS_CHANGED:
-                offset = EFFECTS.unpack_from(record, BODY_BYTES)[2]
-                text = block.heap[offset : offset + ACCOUNT.unpack(body)[4]]
+                text = status_reason(sequence, record, block.heap, self.memory)
                 self._apply_status(sequence, body, text)
             elif kind == RecordKind.GROUP:
+                check_group(sequence, record, block.heap)
                 self.memory.keys[body[:KEY_BYTES]] = sequence
             elif kind != RecordKind.EPOCH_BEGAN:
                 self._apply_crossing(sequence, record, block)
+        self.participant.check_local_legs(block)
         self.block.skip(block.count)
 
     def _apply_crossing(self, sequence: int, record: bytes, block: BlockDraft) -> None:
         participant, kind, stamp_us = self.participant, record[BODY_BYTES], block.time_us
         if kind in (RecordKind.LEG_OUTGOING, RecordKind.LEG_INCOMING):
-            participant.apply_leg(record, sequence, stamp_us)
+            participant.apply_leg(record, sequence, block)
         elif kind == RecordKind.PREPARED:
-            participant.apply_prepared(record, block.heap, stamp_us)
+            participant.apply_prepared(record, sequence, block)
         elif kind == RecordKind.COMMITTED:
-            participant.apply_committed(record, block.heap, sequence, stamp_us)
+            participant.apply_committed(record, sequence, block)
         elif kind == RecordKind.ABORTED:
             participant.apply_aborted(record, stamp_us)
+        elif kind == RecordKind.FINISHED:
+            participant.apply_finished(record, sequence, block)
         else:
-            assert kind == RecordKind.FINISHED, f"record {sequence} is of kind {kind}"
-            participant.apply_finished(record, block.heap, stamp_us)
+            raise damaged(sequence, f"is of kind {kind}, which this version does not know")
 
     def restore(self, state: CrossingRows, time_us: int) -> None:
         """Takes up transactions and clearing as a checkpoint of this time has them."""
@@ -396,31 +411,16 @@ class Ledger:
             if isinstance(stored, Decided):
                 self.transactions.add_decided(stored)
             else:
-                self.participant.restore_prepared(stored)
+                wrong = self.participant.restore_prepared(stored)
+                if wrong is not None:
+                    row = f"the row of transactions with key {transaction_id.hex()}"
+                    raise DamagedStateError(f"{row} {wrong}")
             self.transactions.as_in_state(transaction_id)
 
     def recall_ended(self, block: BlockDraft) -> None:
         """Remembers what ended in a block that the checkpoint covers (see `transactions`)."""
         for record in records_of(block):
             self.participant.recall_ended(record, block)
-
-    def _apply_transfer(self, sequence: int, body: bytes, effects: tuple[Any, ...]) -> None:
-        self.memory.keys[body[:KEY_BYTES]] = sequence
-        _, reason, _, source_minor, destination_minor, _, _, source_us, destination_us, _, _ = (
-            effects
-        )
-        if reason:
-            return
-        _, source_id, destination_id, amount, _, _, currency, _, _ = BODY.unpack(body)
-        source, destination = self.memory.account(source_id), self.memory.account(destination_id)
-        assert source, f"record {sequence} pays from account {source_id}, which is not open"
-        assert destination, f"record {sequence} pays account {destination_id}, which is not open"
-        paying = self._balance_to_change(source, currency)
-        paid = self._balance_to_change(destination, currency)
-        assert paying.minor - amount == source_minor, f"record {sequence}: source's balance"
-        assert paid.minor + amount == destination_minor, f"record {sequence}: destination's"
-        paying.post_outgoing(amount, source_minor, sequence, source_us)
-        paid.post_incoming(amount, destination_minor, sequence, destination_us)
 
     def _apply_opened(self, sequence: int, body: bytes) -> None:
         account_id, floor_minor, cap_minor, time_us, _, kind, status = ACCOUNT.unpack(body)
@@ -454,10 +454,6 @@ class Ledger:
         members = [Member(body, self.log_id, self.log_id, metadata)]
         time_us, minor = self.groups.record_refusal(members, reason, 0)
         return RESULT.pack(REFUSED, reason, 0, 0, time_us, minor)
-
-    def _balance_to_change(self, account: Account, currency: int) -> Balance:
-        self.memory.touch(account)
-        return account.balance(currency) or self._new_balance(account, currency)
 
     def _new_balance(self, account: Account, currency: int) -> Balance:
         balance = account.balances[currency] = Balance(currency, self.log_id)

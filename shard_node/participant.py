@@ -26,7 +26,6 @@ nothing. Callers sync before they answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.packed import (
@@ -34,7 +33,6 @@ from cluster.packed import (
     BODY_BYTES,
     KEY_BYTES,
     KEY_SOURCE,
-    MEMBER,
     RESOLUTION,
     TRANSACTION_ID_BYTES,
     VOTE,
@@ -64,6 +62,15 @@ from shard_node.records import (
     PREPARED,
     RecordKind,
 )
+from shard_node.replaying import (
+    check_ids,
+    check_participants,
+    committed_members,
+    damaged,
+    heap_part,
+    prepared_content,
+    wrong_with_prepared,
+)
 from shard_node.transactions import (
     DEADLINE_AHEAD_MAX_US,
     DECIDED_MAX,
@@ -71,6 +78,7 @@ from shard_node.transactions import (
     Decided,
     Header,
     Prepared,
+    Request,
     StoredPrepared,
 )
 
@@ -87,26 +95,6 @@ if TYPE_CHECKING:
 _YES = VOTE.pack(Vote.YES, 0, 0)
 _BUSY = VOTE.pack(Vote.BUSY, 0, 0)
 _LATE = VOTE.pack(Vote.LATE, 0, 0)
-
-
-@dataclass(slots=True, init=False)
-class Request:
-    """A transaction as a message brings it. Never changed.
-
-    Attributes:
-        header: what concerns it as a whole.
-        members: packed, 72 bytes each: to a participant those that touch it, to the home all.
-        metadata: of those members.
-    """
-
-    header: Header
-    members: bytes
-    metadata: bytes
-
-    def __init__(self, header: Header, members: bytes, metadata: bytes) -> None:
-        self.header = header
-        self.members = members
-        self.metadata = metadata
 
 
 class Participant:
@@ -200,6 +188,8 @@ class Participant:
         sequence = self._memory.find_key(key, stored)
         if sequence is not None:
             return self._answer_known(request, members, read_recorded(self._reader, sequence, key))
+        if header.transaction_id in table.prepared:  # of the same name, and another home decides it
+            return _answer(Fate.ABORTED, Outcome.NONE)
         if vote[0] == Vote.NO:
             return self._refuse(header, members, RefusalReason(vote[1]), vote[2])
         is_over = table.ended(header.transaction_id) is not None or header.deadline_us <= now_us
@@ -292,20 +282,24 @@ class Participant:
 
     # --- replay ---------------------------------------------------------------------------------
 
-    def apply_prepared(self, record: bytes, heap: bytes, stamp_us: int) -> None:
+    def apply_prepared(self, record: bytes, sequence: int, block: BlockDraft) -> None:
         """Applies PREPARED."""
-        header = Header.unpack(record)
-        _, offset, length = PREPARED.unpack_from(record, BODY_BYTES)
-        members_bytes = header.members_count * MEMBER.size
-        content = heap[offset : offset + length]
-        members, metadata = content[:members_bytes], content[members_bytes:]
-        self.restore_prepared(StoredPrepared(header, stamp_us, members, metadata))
+        content = prepared_content(sequence, record, block.heap)
+        wrong = self.restore_prepared(StoredPrepared(content[0], block.time_us, *content[1:]))
+        if wrong is not None:
+            raise damaged(sequence, wrong)
 
-    def restore_prepared(self, stored: StoredPrepared) -> None:
-        """Enters what a record or a row says was prepared."""
+    def restore_prepared(self, stored: StoredPrepared) -> str | None:
+        """Enters what a record or a row says was prepared; says why it cannot have been."""
+        wrong = wrong_with_prepared(stored, self._shard_id, self._memory)
+        if wrong is None and stored.header.transaction_id in self._transactions.prepared:
+            wrong = "is of a transaction that is prepared already"
+        if wrong is not None:
+            return wrong
         request = Request(stored.header, stored.members, stored.metadata)
         legs = legs_on(split_members(request.members, request.metadata), self._shard_id)
         self._enter_prepared(request, legs, stored.since_us)
+        return None
 
     def recall_ended(self, record: bytes, block: BlockDraft) -> None:
         """Remembers, without applying it again, that a record ended a transaction."""
@@ -321,38 +315,45 @@ class Participant:
             transaction_id, deadline_us, _, _ = ENDED.unpack_from(record)
             self._transactions.recall(transaction_id, max(deadline_us, stamp_us), 0)
 
-    def apply_committed(self, record: bytes, heap: bytes, sequence: int, stamp_us: int) -> None:
+    def apply_committed(self, record: bytes, sequence: int, block: BlockDraft) -> None:
         """Applies COMMITTED; its legs are records of their own."""
         key = record[:KEY_BYTES]
         fields = COMMITTED.unpack_from(record, BODY_BYTES)
-        _, size, participant, offset, transaction_id, deadline_us = fields
-        participants: tuple[int, ...] = (participant,)
-        if size:
-            members = heap[offset : offset + size * MEMBER.size]
-            participants = self._participants(split_members(members, b""))
+        _, size, participant, _, transaction_id, deadline_us = fields
+        members = committed_members(sequence, record, block.heap)
+        participants = self._participants(members) if members else (participant,)
+        check_participants(sequence, participants, self._shard_id)
         first_source = KEY_SOURCE.unpack_from(key, KEY_BYTES - KEY_SOURCE.size)[0]
         count = max(size, 1)
         header = Header(transaction_id, deadline_us, first_source, self._shard_id, count)
         self._memory.keys[key] = sequence
-        self._transactions.add_decided(Decided(header, stamp_us, key, count, participants))
+        self._transactions.add_decided(Decided(header, block.time_us, key, count, participants))
 
-    def apply_leg(self, record: bytes, sequence: int, stamp_us: int) -> None:
+    def apply_leg(self, record: bytes, sequence: int, block: BlockDraft) -> None:
         """Applies a leg, and ends what was prepared when it is that transaction's first."""
-        fields = LEG.unpack_from(record, BODY_BYTES)
-        decided_us, transaction_id = fields[6], fields[7]
+        decided_us, transaction_id = LEG.unpack_from(record, BODY_BYTES)[6:8]
         if prepared := self._transactions.prepared.get(transaction_id):
-            self._end_prepared(prepared, decided_us, stamp_us)
-        self._poster.apply_record(record, sequence)
+            self._end_prepared(prepared, decided_us, block.time_us)
+        self._poster.apply_record(record, sequence, block)
+
+    def check_local_legs(self, block: BlockDraft) -> None:
+        """Raises unless the legs of a block that stay on this shard come to zero (promise 1)."""
+        sums = self._poster.local_minor
+        if any(sums.values()):
+            raise damaged(block.last_sequence, f"ends a block whose own legs come to {sums}")
+        sums.clear()
 
     def apply_aborted(self, record: bytes, stamp_us: int) -> None:
         """Applies ABORTED."""
         transaction_id, deadline_us, _, _ = ENDED.unpack_from(record)
         self._apply_aborted(transaction_id, deadline_us, stamp_us)
 
-    def apply_finished(self, record: bytes, heap: bytes, stamp_us: int) -> None:
+    def apply_finished(self, record: bytes, sequence: int, block: BlockDraft) -> None:
         """Applies FINISHED."""
         _, offset, length = PREPARED.unpack_from(record, BODY_BYTES)
-        self._apply_finished(heap[offset : offset + length], stamp_us)
+        ids = heap_part(sequence, block.heap, offset, length)
+        check_ids(sequence, ids)
+        self._apply_finished(ids, block.time_us)
 
     # --- small parts ----------------------------------------------------------------------------
 

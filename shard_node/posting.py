@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.packed import BODY_BYTES
+from cluster.packed import BODY_BYTES, METADATA_LENGTH_AT
 from shard_node.legs import EMPTY, Leg, Member, balance_of, posting_time_us
 from shard_node.records import LEG, RecordKind, write_leg
+from shard_node.replaying import check_metadata, known_account, wrong_entry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from shard_node.clearing import Clearing
     from shard_node.memory import Memory
     from shard_node.open_block import OpenBlock
+    from shard_node.records import BlockDraft
 
 NO_TRANSACTION = bytes(16)
 """In place of a transaction's id, in the legs of a group that needed none."""
@@ -26,6 +28,10 @@ class Poster:
     Args:
         shard_id: this shard; also its log's id.
         memory, block, clearing: what it changes.
+
+    Attributes:
+        local_minor: of the legs replayed, what was moved to and from accounts of this same shard,
+            by currency. No transaction is spread over blocks, so at a block's end it comes to zero.
     """
 
     def __init__(self, shard_id: int, memory: Memory, block: OpenBlock, clearing: Clearing) -> None:
@@ -33,6 +39,7 @@ class Poster:
         self._memory = memory
         self._block = block
         self._clearing = clearing
+        self.local_minor: dict[int, int] = {}
 
     def post(
         self, legs: Sequence[Leg], transaction_id: bytes, first_source: int, decided_us: int
@@ -61,15 +68,36 @@ class Poster:
             )
             self._apply(leg, account, minor, block.next_sequence(), time_us, decided_us)
 
-    def apply_record(self, record: bytes, sequence: int) -> None:
-        """Applies a leg's record."""
-        fields = LEG.unpack_from(record, BODY_BYTES)
-        peer, minor, time_us, decided_us = fields[2], fields[3], fields[5], fields[6]
+    def apply_record(self, record: bytes, sequence: int, block: BlockDraft) -> None:
+        """Applies a leg's record.
+
+        Raises:
+            DamagedLogError: it does not go on where the account's last entry ended.
+        """
+        kind_and_offset, _, peer, minor, previous, time_us, decided_us, _, _ = LEG.unpack_from(
+            record, BODY_BYTES
+        )
         incoming = record[BODY_BYTES] == RecordKind.LEG_INCOMING
         leg = Leg(Member(record[:BODY_BYTES], 0, 0, b""), incoming=incoming, peer=peer)
-        account = self._account(leg.account_id)
-        balance = account.balance(leg.currency) or EMPTY
-        assert balance.minor + leg.signed_minor == minor, f"record {sequence}: balance"
+        if length := record[METADATA_LENGTH_AT] | record[METADATA_LENGTH_AT + 1] << 8:
+            check_metadata(sequence, block.heap, kind_and_offset >> 8, length)
+        account = known_account(self._memory, leg.account_id)
+        balance = account.balance(leg.currency) if account else None
+        was = balance or EMPTY
+        amount = leg.amount_minor if incoming else -leg.amount_minor
+        if account is None or not (
+            was.minor + amount == minor
+            and account.floor_minor <= minor <= account.cap_minor
+            and was.last_sequence == previous
+            and was.last_time_us <= time_us <= block.time_us
+            and leg.amount_minor > 0
+            and leg.currency
+            and peer
+        ):
+            raise wrong_entry(sequence, account, balance, amount, "leg")
+        if peer == self._shard_id:
+            sums = self.local_minor
+            sums[leg.currency] = sums.get(leg.currency, 0) + amount
         self._apply(leg, account, minor, sequence, time_us, decided_us)
 
     def recall_record(self, record: bytes) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shard_node.ledger import Ledger
     from shard_node.store import Store
 
+_SEQUENCE_END: Final = 2**64 - 1
 _TOKEN: Final = struct.Struct(">qQ8s")
 _END_OF_TIME_US: Final = 2**63 - 1
 
@@ -340,6 +341,8 @@ def _read_token(request: StatementRequest) -> tuple[int, int] | None:
     if len(token) != _TOKEN.size:
         raise BadRequestError("page_token", "no page ended with this token")
     time_us, sequence, _ = _TOKEN.unpack(token)
+    if time_us < 0 or sequence >= _SEQUENCE_END:  # sealed rightly, but by no page of ours
+        raise BadRequestError("page_token", "no page ended with this token")
     if token != request.token_after(time_us, sequence):
         raise BadRequestError("page_token", "this token was made for another request")
     return time_us, sequence

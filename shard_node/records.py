@@ -337,7 +337,7 @@ def decode_block(identity: LogIdentity, first_sequence: int, value: bytes) -> Bl
     if magic != _MAGIC or format_ != _FORMAT:
         raise DamagedLogError(f"{name} is not a block of format {_FORMAT}")
     heap_at = HEADER_BYTES + count * RECORD_BYTES
-    if len(value) != heap_at + heap_bytes + HASH_BYTES:
+    if not count or len(value) != heap_at + heap_bytes + HASH_BYTES:
         raise DamagedLogError(
             f"{name} has {len(value)} bytes, which its header does not account for"
         )

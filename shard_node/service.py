@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from cluster.packed import BATCH_TRANSFERS_MAX, BODY_BYTES
+from cluster.packed import BATCH_TRANSFERS_MAX
 from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY, Fault
 from doubloon.v1 import (
     admin_service_pb2,
@@ -20,7 +20,7 @@ from shard_node.books import BALANCE_MAX_MINOR, HOUR_US
 from shard_node.crossing import CrossingServicer
 from shard_node.faults import as_fault, bad_request
 from shard_node.queries import AccountHistory, StatementRequest, statement
-from shard_node.unpacking import check_bodies
+from shard_node.unpacking import check_transfers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,12 +91,7 @@ class ShardServicer(CrossingServicer):
         """Executes a packed batch."""
         self._check_target(context)
         bodies, metadata = request.bodies, request.metadata
-        count, rest = divmod(len(bodies), BODY_BYTES)
-        if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
-            raise bad_request(
-                "bodies", f"{len(bodies)} bytes are not 1 … {BATCH_TRANSFERS_MAX} bodies"
-            )
-        check_bodies(bodies, metadata)
+        check_transfers(bodies, metadata)
         try:
             results = await self._engine.execute(bodies, metadata)
         except errors.ShardNodeError as error:
@@ -333,10 +328,12 @@ class ShardServicer(CrossingServicer):
         own = self._topology_version()
         shard_id = str(self._engine.identity.shard_id)
         if target.get(SHARD_KEY) != shard_id or target.get(TOPOLOGY_VERSION_KEY) != str(own):
+            # What comes from outside is cut short: the answer must fit into the metadata's bound.
             raise Fault(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"this is shard {shard_id} of topology {own}; the call is for shard "
-                f"{target.get(SHARD_KEY)} of topology {target.get(TOPOLOGY_VERSION_KEY)}",
+                f"{target.get(SHARD_KEY)!s:.20} of topology "
+                f"{target.get(TOPOLOGY_VERSION_KEY)!s:.20}",
                 topology_version=own,
             )
 

@@ -19,11 +19,12 @@ import structlog
 
 from cluster.clock import HybridClock
 from shard_node.checkpointer import ChildStateWriter, LocalStateWriter
+from shard_node.damage import DamagedStateError
 from shard_node.engine import Engine
 from shard_node.ledger import Ledger
 from shard_node.log import LmdbLog, first_sequence_since
 from shard_node.records import DamagedLogError, check_follows
-from shard_node.state import Checkpoint, DamagedStateError, LmdbState, StateFile
+from shard_node.state import Checkpoint, LmdbState, StateFile
 from shard_node.store import Store
 from shard_node.transactions import ENDED_WINDOW_US
 
@@ -213,7 +214,9 @@ def recover(
         check_follows(before, block)
         try:
             ledger.replay(block.draft)
-        except _DOES_NOT_FIT as error:
+        except (DamagedLogError, *_DOES_NOT_FIT) as error:
+            if checkpoint is None and isinstance(error, DamagedLogError):
+                raise  # without a state there is nothing else to be wrong
             # The block is as it was written, and says what must come of what was there before it.
             name = f"block {block.number} does not follow from what the state has"
             raise DamagedStateError(f"{name}: {error}") from error

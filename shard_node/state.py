@@ -40,6 +40,7 @@ from shard_node.books import (
     read_account_row,
     read_period_row,
 )
+from shard_node.damage import DamagedStateError
 from shard_node.log import drop_from_page_cache, missing_bytes
 from shard_node.records import HASH_BYTES, key_rows
 
@@ -73,10 +74,6 @@ _CRC: Final = struct.Struct("<I")
 _SEQUENCE: Final = struct.Struct("<Q")  # as `records.key_rows` writes it
 _CURRENCY_MAX: Final = 0xFFFF
 _UINT64_MAX: Final = 2**64 - 1
-
-
-class DamagedStateError(Exception):
-    """The state is not what was written, or not of this log: the message says which row."""
 
 
 def _tells_damage(read: Callable[P, R]) -> Callable[P, R]:
@@ -145,6 +142,8 @@ class Checkpoint:
     def unpack(cls, value: bytes) -> Checkpoint:
         """From its row."""
         body = open_row(_CHECKPOINT_KEY, value)
+        if len(body) != _CHECKPOINT.size:
+            raise DamagedStateError(f"the row of the checkpoint has {len(body)} bytes")
         format_, shard_id, cluster_id, block, sequence, first, time_us, digest = _CHECKPOINT.unpack(
             body
         )
@@ -248,7 +247,7 @@ class LmdbState:
             row = _row_before(periods, _period_bound(account_id, currency))
             if row is None or not row[0].startswith(key):
                 break
-            currency = PERIOD_KEY.unpack(row[0])[1]
+            currency = _period_of(row[0])[1]
             period = read_period_row(row[0], open_row(*row))
             account.balances[currency] = Balance.from_period(currency, period)
         return account
@@ -279,7 +278,7 @@ class LmdbState:
         """See `StateReader`."""
         bound = PERIOD_KEY.pack(account_id, currency, time_us, sequence)
         row = _row_before(self._cursor("periods"), bound)
-        if row is None or PERIOD_KEY.unpack(row[0])[:2] != (account_id, currency):
+        if row is None or _period_of(row[0]) != (account_id, currency):
             return None
         return read_period_row(row[0], open_row(*row))
 
@@ -293,7 +292,7 @@ class LmdbState:
         more = cursor.set_range(PERIOD_KEY.pack(account_id, currency, time_us, sequence))
         while more and len(found) < count:
             key, value = cursor.item()
-            if PERIOD_KEY.unpack(key)[:2] != (account_id, currency):
+            if _period_of(key) != (account_id, currency):
                 break
             found.append(read_period_row(key, open_row(key, value)))
             more = cursor.next()
@@ -432,7 +431,9 @@ def keys_in_log(log: Log, first_sequence: int, sequence: int) -> list[bytes]:
 
 
 def read_key_row(value: bytes) -> int:
-    """The sequence that a row of `keys` says."""
+    """The sequence that a row of `keys` says. Raises: DamagedStateError."""
+    if len(value) != _SEQUENCE.size:
+        raise DamagedStateError(f"a row of keys has {len(value)} bytes")
     sequence: int = _SEQUENCE.unpack(value)[0]
     return sequence
 
@@ -452,6 +453,14 @@ def open_row(key: bytes, value: bytes) -> bytes:
     if crc != _CRC.pack(zlib.crc32(body, zlib.crc32(key))):
         raise DamagedStateError(f"the row of key {key.hex()} does not have its checksum")
     return body
+
+
+def _period_of(key: bytes) -> tuple[int, int]:
+    """The account and currency of a period's key, which is read before its checksum is."""
+    if len(key) != PERIOD_KEY.size:
+        raise DamagedStateError(f"periods have a key of {len(key)} bytes: {key.hex()}")
+    account_id, currency, _, _ = PERIOD_KEY.unpack(key)
+    return account_id, currency
 
 
 def _row_before(cursor: Any, bound: bytes) -> Row | None:

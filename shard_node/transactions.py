@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cluster.packed import HEADER, KEY_BYTES
+from shard_node.damage import DamagedStateError, unreadable_row
 
 if TYPE_CHECKING:
     from shard_node.legs import Leg, Reservation
@@ -95,6 +96,26 @@ class Header:
             self.home,
             self.members_count,
         )
+
+
+@dataclass(slots=True, init=False)
+class Request:
+    """A transaction as a message brings it. Never changed.
+
+    Attributes:
+        header: what concerns it as a whole.
+        members: packed, 72 bytes each: to a participant those that touch it, to the home all.
+        metadata: of those members.
+    """
+
+    header: Header
+    members: bytes
+    metadata: bytes
+
+    def __init__(self, header: Header, members: bytes, metadata: bytes) -> None:
+        self.header = header
+        self.members = members
+        self.metadata = metadata
 
 
 @dataclass(slots=True, init=False)
@@ -280,11 +301,16 @@ class Transactions:
 
 
 def read_transaction_row(value: bytes) -> StoredPrepared | Decided:
-    """A transaction from its row."""
-    kind, time_us, size, count = _ROW.unpack_from(value)
+    """A transaction from its row. Raises: DamagedStateError."""
     header_end = _ROW.size + HEADER.size
-    header, tail = Header.unpack(value[_ROW.size : header_end]), value[header_end:]
-    if kind == _PREPARED:
-        return StoredPrepared(header, time_us, tail[:size], tail[size:])
-    participants = struct.unpack_from(f"<{count}H", tail, KEY_BYTES)
+    try:
+        kind, time_us, size, count = _ROW.unpack_from(value)
+        header, tail = Header.unpack(value[_ROW.size : header_end]), value[header_end:]
+        if kind == _PREPARED:
+            return StoredPrepared(header, time_us, tail[:size], tail[size:])
+        participants = struct.unpack(f"<{min(count, len(value))}H", tail[KEY_BYTES:])
+    except struct.error as error:
+        raise unreadable_row("transactions", value[:header_end], error) from error
+    if kind != _DECIDED:
+        raise DamagedStateError(f"a row of transactions is of kind {kind}")
     return Decided(header, time_us, tail[:KEY_BYTES], size, participants)

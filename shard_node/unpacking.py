@@ -22,6 +22,7 @@ from cluster.packed import (
     MEMBER_BODY,
     METADATA_BYTES_MAX,
     METADATA_LENGTH_AT,
+    SHARDS_AT,
     SOURCE_AT,
     TRANSACTION_ID_BYTES,
     VOTE,
@@ -30,14 +31,15 @@ from cluster.packed import (
 from cluster.refusals import RefusalReason
 from shard_node.faults import bad_request
 from shard_node.legs import local_members
-from shard_node.participant import Request
+from shard_node.posting import NO_TRANSACTION
 from shard_node.records import GROUP_SIZE_AT
-from shard_node.transactions import DEADLINE_AHEAD_MAX_US, Header
+from shard_node.transactions import DEADLINE_AHEAD_MAX_US, Header, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shard_node.legs import Member
+    from shard_node.transactions import Transactions
 
 TURN_REQUESTS_MAX: Final = 512
 """Transactions taken apart in one turn of the event loop: 4 ms."""
@@ -48,14 +50,20 @@ _SIGN_BYTE_MAX: Final = 0x7F
 _REASONS = frozenset(RefusalReason)
 
 
+def check_transfers(bodies: bytes, metadata: bytes) -> None:
+    """Raises unless these are the packed transfers of a call."""
+    count, rest = divmod(len(bodies), BODY_BYTES)
+    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+        raise bad_request("bodies", f"{len(bodies)} bytes are not 1 … {BATCH_TRANSFERS_MAX} bodies")
+    check_bodies(bodies, metadata)
+
+
 def check_bodies(bodies: bytes, metadata: bytes) -> None:
     """Checks what the ledger reads of bodies as signed numbers, and the length of their metadata.
 
     Column by column over all bodies at once: one by one it would cost as much as to decide them.
     """
-    for name, at in (("source", SOURCE_AT), ("destination", DESTINATION_AT), ("time", IMPORT_AT)):
-        if max(bodies[at + 7 :: BODY_BYTES]) > _SIGN_BYTE_MAX:
-            raise bad_request("bodies", f"one has a {name} of more than 63 bits")
+    _check_signs(bodies, BODY_BYTES, "bodies")
     low, high = bodies[METADATA_LENGTH_AT::BODY_BYTES], bodies[METADATA_LENGTH_AT + 1 :: BODY_BYTES]
     if any(high) and any((b << 8 | a) > METADATA_BYTES_MAX for a, b in zip(low, high, strict=True)):
         raise bad_request("bodies", f"one has more than {METADATA_BYTES_MAX} bytes of metadata")
@@ -151,6 +159,14 @@ def decisions_of(packed: bytes, field: str) -> list[tuple[bytes, int]]:
     return found
 
 
+def check_decided(decisions: list[tuple[bytes, int]], table: Transactions) -> None:
+    """Raises when a home cannot have decided what is prepared here at the time that is told."""
+    for transaction_id, decided_us in decisions:
+        prepared = table.prepared.get(transaction_id)
+        if prepared is not None and decided_us >= prepared.header.deadline_us:
+            raise bad_request("decisions", "one was decided when its deadline was over")
+
+
 def transaction_ids_of(packed: bytes, field: str) -> list[bytes]:
     """Transactions' ids."""
     count, rest = divmod(len(packed), TRANSACTION_ID_BYTES)
@@ -171,6 +187,8 @@ async def _requests(
     at = metadata_at = 0
     for start in range(0, len(headers), HEADER.size):
         header = Header.unpack(headers[start : start + HEADER.size])
+        if header.transaction_id == NO_TRANSACTION:  # the legs of groups that needed none have it
+            raise bad_request("headers", "one has no transaction id")
         end = at + header.members_count * MEMBER.size
         if not 1 <= header.members_count <= GROUP_SIZE_MAX or end > len(members):
             raise bad_request("headers", "one has more members than there are, or none")
@@ -189,7 +207,27 @@ async def _requests(
         raise bad_request("members", "there are more than the headers say")
     if metadata_at != len(metadata):
         raise bad_request("metadata", "does not have the length that the members say")
+    _check_columns(members)
     return found
+
+
+def _check_signs(packed: bytes, stride: int, field: str) -> None:
+    """Checks, over all bodies at once, what the ledger reads of them as signed numbers."""
+    for name, at in (("source", SOURCE_AT), ("destination", DESTINATION_AT), ("time", IMPORT_AT)):
+        if max(packed[at + 7 :: stride]) > _SIGN_BYTE_MAX:
+            raise bad_request(field, f"one has a {name} of more than 63 bits")
+
+
+def _check_columns(members: bytes) -> None:
+    """Checks, over all members at once, their accounts, times and shards: 0 is no shard.
+
+    A leg whose other side is nowhere would be posted, and be damage when the log is replayed.
+    """
+    _check_signs(members, MEMBER.size, "members")
+    for at in (SHARDS_AT, SHARDS_AT + 2):
+        low, high = members[at :: MEMBER.size], members[at + 1 :: MEMBER.size]
+        if 0 in low and any(not a | b for a, b in zip(low, high, strict=True)):
+            raise bad_request("members", "one has an account on no shard")
 
 
 def _check_members(rows: list[tuple[Any, ...]]) -> None:

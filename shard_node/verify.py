@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from shard_node.checkpointer import LocalStateWriter
+from shard_node.damage import DamagedStateError
 from shard_node.ledger import Ledger
 from shard_node.log import LmdbLog
 from shard_node.records import DamagedLogError, check_follows
 from shard_node.startup import checkpoint_now, verify_checkpoint
-from shard_node.state import TABLES, DamagedStateError, LmdbState, StateFile
+from shard_node.state import TABLES, LmdbState, StateFile
 from shard_node.store import Store
 from shard_node.structure import structural_damage
 

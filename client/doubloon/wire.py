@@ -35,6 +35,7 @@ from doubloon.v1 import (
     types_pb2,
     wallet_service_pb2,
 )
+from doubloon.wire_transfers import contract_broken
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -201,10 +202,10 @@ def conservation(message: admin_service_pb2.CheckConservationResponse) -> Conser
                 shard_id=each.shard_id,
                 currency=each.currency,
                 accounts=each.accounts,
-                positive_minor=int(each.positive_minor or 0),
-                negative_minor=int(each.negative_minor or 0),
+                positive_minor=_sum(each.positive_minor),
+                negative_minor=_sum(each.negative_minor),
                 balanced=each.balanced,
-                clearing_minor=int(each.clearing_minor or 0),
+                clearing_minor=_sum(each.clearing_minor),
             )
             for each in message.books
         ),
@@ -221,9 +222,9 @@ def audit(message: admin_service_pb2.AuditResponse) -> AuditReport:
                 shard_id=each.shard_id,
                 peer_shard_id=each.peer_shard_id,
                 currency=each.currency,
-                position_minor=int(each.position_minor or 0),
-                peer_position_minor=int(each.peer_position_minor or 0),
-                unposted_minor=int(each.unposted_minor or 0),
+                position_minor=_sum(each.position_minor),
+                peer_position_minor=_sum(each.peer_position_minor),
+                unposted_minor=_sum(each.unposted_minor),
                 balanced=each.balanced,
                 differing_transaction_ids=tuple(each.differing_transaction_ids),
             )
@@ -232,6 +233,13 @@ def audit(message: admin_service_pb2.AuditResponse) -> AuditReport:
         in_doubt=message.in_doubt,
         balanced=message.balanced,
     )
+
+
+def _sum(text: str) -> int:
+    try:
+        return int(text or 0)
+    except ValueError as error:
+        raise contract_broken(f"{text[:40]!r} is no sum") from error
 
 
 def transaction(message: coordinator_service_pb2.TransactionInfo) -> TransactionInfo:

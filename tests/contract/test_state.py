@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from shard_node.books import HOUR_US, Account, Period, account_row, period_row
+from shard_node.damage import DamagedStateError
 from shard_node.log import MemoryLog
 from shard_node.memory_state import MemoryState
 from shard_node.records import LogIdentity
 from shard_node.state import (
     KEY_RANGE_FACTOR,
     Checkpoint,
-    DamagedStateError,
     LmdbState,
     Row,
     StateFile,

@@ -22,10 +22,10 @@ from cluster.clock import ManualClock
 from cluster.logs import configure
 from shard_node import startup
 from shard_node.checkpointer import ChildStateWriter
+from shard_node.damage import DamagedStateError
 from shard_node.engine import Engine
 from shard_node.limits import Limits
 from shard_node.records import DamagedLogError
-from shard_node.state import DamagedStateError
 from tests.crash.mutants import plant
 from tests.crash.workload import EPOCH_US, STREAMS, execute, stream
 from tests.support.engines import START_US

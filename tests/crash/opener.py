@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from cluster.logs import configure
+from shard_node.damage import DamagedStateError
 from shard_node.records import DamagedLogError
-from shard_node.state import DamagedStateError
 from shard_node.verify import verify_history
 from tests.crash.mutants import plant
 from tests.crash.verdict import NodeStoppedError, ask_everything

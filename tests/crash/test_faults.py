@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_node.state import DamagedStateError
+from shard_node.damage import DamagedStateError
 from tests.crash.faults import ACTIONS, EIO, KILL, Fault, why_not
 from tests.crash.mutants import ACKNOWLEDGES_EARLY, CHECKPOINTS_AHEAD, IGNORES_SYNC_ERRORS
 from tests.crash.trial import Count, trial

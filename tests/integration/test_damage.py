@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shard_node.books import period_row, read_account_row, read_period_row
+from shard_node.damage import DamagedStateError
 from shard_node.records import (
     HEADER_BYTES,
     Block,
@@ -19,7 +20,7 @@ from shard_node.records import (
     LogIdentity,
     cluster_id_of,
 )
-from shard_node.state import DamagedStateError, open_row, seal_row
+from shard_node.state import open_row, seal_row
 from shard_node.verify import verify_history
 from tests.support.engines import IDENTITY
 from tests.support.folders import (

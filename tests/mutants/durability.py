@@ -211,12 +211,10 @@ MEMORY_AND_STATE: Final = (
         Promise.EXACTLY_ONCE,
         found_by("unit/test_chunking.py::test_every_key_is_known_after_every_restart"),
         Edit(
-            "shard_node/ledger.py",
-            "        self.memory.keys[body[:KEY_BYTES]] = sequence\n"
-            "        _, reason, _, source_minor",
-            "        if sequence != self.block.first_sequence:\n"
-            "            self.memory.keys[body[:KEY_BYTES]] = sequence\n"
-            "        _, reason, _, source_minor",
+            "shard_node/replaying.py",
+            "    memory.keys[record[:KEY_BYTES]] = sequence\n",
+            "    if sequence != block.first_sequence:\n"
+            "        memory.keys[record[:KEY_BYTES]] = sequence\n",
         ),
         of_the_twelve=True,
     ),
@@ -321,8 +319,8 @@ BELIEVED: Final = (
         found_by("unit/test_startup.py"),
         Edit(
             STARTUP,
-            "        check_follows(before, block)\n        ledger.replay(block.draft)\n",
-            "        ledger.replay(block.draft)\n",
+            "        check_follows(before, block)\n        try:\n",
+            "        try:\n",
         ),
     ),
     planted(

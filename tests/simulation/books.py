@@ -28,7 +28,7 @@ from tests.simulation.world import Violation
 if TYPE_CHECKING:
     from shard_node.ledger import Ledger
     from shard_node.log import MemoryLog
-    from shard_node.participant import Request
+    from shard_node.transactions import Request
 
 ACTIVE: Final = 1
 FROZEN: Final = 2

@@ -30,8 +30,7 @@ from coordinator.rounds import (
 )
 from coordinator.transactions import take_apart
 from coordinator.two_phase import State
-from shard_node.participant import Request
-from shard_node.transactions import Header
+from shard_node.transactions import Header, Request
 from tests.simulation.world import MS, SECOND, Process
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from shard_node.ledger import Ledger
     from shard_node.legs import Leg
-    from shard_node.participant import Request
+    from shard_node.transactions import Request
     from tests.simulation.coordinators import Execution
 
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from shard_node.ledger import Ledger
     from shard_node.legs import Member
     from shard_node.memory import Draft
-    from shard_node.participant import Participant, Request
+    from shard_node.participant import Participant
+    from shard_node.transactions import Request
     from tests.simulation.world import World
 
     Listing = list[coordinator_service_pb2.TransactionInfo]

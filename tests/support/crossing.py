@@ -12,9 +12,8 @@ from cluster.packed import BODY_BYTES, Fate, Outcome, Vote
 from cluster.refusals import RefusalReason
 from shard_node.ledger import OpenStatus
 from shard_node.legs import Member
-from shard_node.participant import Request
 from shard_node.records import RecordKind
-from shard_node.transactions import Header
+from shard_node.transactions import Header, Request
 from tests.support.ledgers import BANK, IDENTITY, Rig, transfer_id
 from tests.support.naive_ledger import PLAYER, Ask
 

@@ -81,6 +81,10 @@ async def test_a_batch_is_answered_in_its_order() -> None:
         (Call(version=None), request(), grpc.StatusCode.INVALID_ARGUMENT, TOPOLOGY_VERSION_KEY),
         (Call(version="one"), request(), grpc.StatusCode.INVALID_ARGUMENT, TOPOLOGY_VERSION_KEY),
         (Call(version=b"\xff"), request(), grpc.StatusCode.INVALID_ARGUMENT, TOPOLOGY_VERSION_KEY),
+        (Call(version=""), request(), grpc.StatusCode.INVALID_ARGUMENT, TOPOLOGY_VERSION_KEY),
+        # More digits than Python turns into a number.
+        (Call("9" * 5_000), request(), grpc.StatusCode.INVALID_ARGUMENT, TOPOLOGY_VERSION_KEY),
+        (Call("1\n"), request(), grpc.StatusCode.INVALID_ARGUMENT, TOPOLOGY_VERSION_KEY),
         (Call(version="0"), request(), grpc.StatusCode.FAILED_PRECONDITION, ""),
         (Call(version="7"), request(), grpc.StatusCode.FAILED_PRECONDITION, ""),
         (Call(timeout_s=0), request(), grpc.StatusCode.DEADLINE_EXCEEDED, ""),
@@ -97,6 +101,7 @@ async def test_what_cannot_be_run_is_refused_and_nothing_happens(
             await servicer(it).ExecuteTransactions(asked, call)
         fault = caught.value
         assert (fault.code, fault.field, fault.indefinite) == (code, field, False)
+        assert len(fault.message) < 200, "it is no echo of any length"
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             assert fault.topology_version == TOPOLOGY.version
         assert it.rounds.counters.transactions == 0

@@ -28,6 +28,7 @@ from tests.support.crossing_service import (
     POOR,
     attempt,
     decide,
+    decisions,
     prepare,
     served_crossing,
     to_decide,
@@ -113,6 +114,13 @@ BAD_TO_PREPARE: dict[str, tuple[Wrong, str]] = {
     "metadata left over": (lambda _: {"metadata": b"order 77"}, "metadata"),
     "home is here": (lambda it: {"headers": header(it, home=SHARD)}, "headers"),
     "home is nowhere": (lambda it: {"headers": header(it, home=0)}, "headers"),
+    "no transaction id": (lambda it: {"headers": bytes(16) + header(it)[16:]}, "headers"),
+    "paid from nowhere": (lambda it: {"members": member(it, source_shard=0)}, "members"),
+    "an account past 63 bits": (
+        lambda it: {"members": member(it)[:31] + b"\x80" + member(it)[32:]},
+        "members",
+    ),
+    "a time past 63 bits": (lambda it: to_dict(it.with_move(0, import_us=2**63)), "members"),
     "touches others only": (lambda it: {"members": member(it, destination=9)}, "members"),
     "plain, and two of it": (
         lambda it: {
@@ -177,6 +185,11 @@ BAD_TO_DECIDE: dict[str, tuple[Wrong, str]] = {
         "members",
     ),
     "all of it here": (lambda it: {"members": local(it)}, "members"),
+    "pays somebody nowhere": (
+        lambda it: {"members": it.packed()[1][:-8] + MEMBER.pack(b"", SHARD, 0)[-8:]},
+        "members",
+    ),
+    "no transaction id": (lambda it: {"headers": bytes(16) + header(it)[16:]}, "headers"),
 }
 
 
@@ -199,6 +212,25 @@ async def test_bad_transactions_to_decide(node: Served, case: str) -> None:
     }
     await refuses(node, "CommitHome", shard.CommitHomeRequest(**fields), field)
     assert (await decide(node, it))[0][:2] == COMMITTED
+
+
+async def test_shards_whose_low_byte_is_nothing_are_shards(node: Served) -> None:
+    it = attempt(node, 1, Move(OTHER, ANN, 40))
+    members = member(it, source_shard=0x100)
+    request = shard.PrepareRequest(headers=header(it, home=0x100), members=members)
+    assert (await node.call("Prepare", request)).votes == VOTE.pack(*YES)
+
+
+async def test_a_decision_past_the_deadline_is_no_decision(node: Served) -> None:
+    """It would stand in the clearing of a second that no audit reaches."""
+    it = attempt(node, 1, Move(OTHER, ANN, 40))
+    assert await prepare(node, it) == [YES]
+    for late_us in (it.deadline_us, 2**63 - 1):
+        late = shard.CommitPreparedRequest(decisions=decisions(it, time_us=late_us))
+        await refuses(node, "CommitPrepared", late, "decisions")
+    in_time = decisions(it, time_us=it.deadline_us - 1)
+    await node.call("CommitPrepared", shard.CommitPreparedRequest(decisions=in_time))
+    assert not node.node.engine.ledger.transactions.prepared
 
 
 @pytest.mark.parametrize(

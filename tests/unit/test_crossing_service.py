@@ -210,7 +210,8 @@ async def test_admission_refuses_new_work_and_lets_pass_what_finishes_old(node: 
     fault = await node.fault("ExecuteGroups", shard.ExecuteGroupsRequest(bodies=group))
     assert fault.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert not fault.indefinite
-    await node.call("CommitPrepared", shard.CommitPreparedRequest(decisions=decisions(one)))
+    decided = decisions(one, time_us=one.deadline_us - 1)
+    await node.call("CommitPrepared", shard.CommitPreparedRequest(decisions=decided))
     await node.call("AbortPrepared", shard.AbortPreparedRequest(transactions=decisions(two)))
     assert (await decide(node, home))[0][:2] == COMMITTED
     assert await resolve(node, home) == [Fate.COMMITTED]
@@ -263,6 +264,15 @@ async def test_another_shards_calls_are_refused(node: Served) -> None:
         fault = await node.fault(method, request, elsewhere)
         assert fault.code is grpc.StatusCode.FAILED_PRECONDITION
     assert (await decide(node, attempt(node, 2, Move(POOR, OTHER, 1))))[0][:2] == REFUSED
+
+
+async def test_what_a_fault_says_of_a_call_is_cut_short(node: Served) -> None:
+    """The fault goes out in metadata, too, which has a bound of its own."""
+    for shard_id, version in (("7" * 9_000, "1"), ("1", "9" * 9_000)):
+        target = (("doubloon-shard", shard_id), ("doubloon-topology-version", version))
+        fault = await node.fault("ListTransactions", shard.ListTransactionsRequest(), target)
+        assert fault.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert len(fault.message) < 200
 
 
 async def test_late_answers_over_the_wire(node: Served) -> None:

@@ -33,7 +33,7 @@ from tests.support.crossing import (
     no,
     shard_of,
 )
-from tests.support.ledgers import BANK, fold_of, tables, transfer_id
+from tests.support.ledgers import BANK, START_US, fold_of, tables, transfer_id
 from tests.support.naive_ledger import ACTIVE, CLOSED, FROZEN, Ask
 from tests.support.properties import run_machine
 
@@ -57,6 +57,10 @@ def move_of(fields: tuple[Any, ...]) -> Move:
     return Move(*fields)
 
 
+# Early enough to be moved behind the latest entry, now, and not yet.
+IMPORTS_US = (START_US - SECOND_US, START_US + 1, START_US + 30 * SECOND_US)
+imports = st.sampled_from((0, 0, 0, *IMPORTS_US))
+
 moves = (
     st.tuples(
         st.sampled_from(EVERYBODY),
@@ -64,6 +68,9 @@ moves = (
         st.sampled_from((1, 7, 20, 50, 90)),
         st.sampled_from((1, 1, 1, 2)),
         st.sampled_from((b"", b"", b"order 7")),
+        st.just(0),
+        st.just(1),
+        imports,
     )
     .map(move_of)
     .filter(lambda move: move.source != move.destination)
@@ -382,7 +389,9 @@ def random_crossing(rng: random.Random) -> Crossing:
     """A transfer between shards, every second time at the head of a group."""
 
     def one(source: int, destination: int) -> Move:
-        return Move(source, destination, rng.choice((1, 7, 20, 50)), rng.choice((1, 1, 2)))
+        amount, currency = rng.choice((1, 7, 20, 50)), rng.choice((1, 1, 2))
+        import_us = rng.choice((0, 0, 0, *IMPORTS_US))
+        return Move(source, destination, amount, currency, import_us=import_us)
 
     local = rng.choice(LOCAL)
     first = rng.choice((one(local, 8_001), one(9_001, local)))

@@ -5,16 +5,18 @@ its neighbours, or at the state, can tell.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
+from shard_node.books import account_row
 from shard_node.checkpointer import LocalStateWriter
+from shard_node.damage import DamagedStateError
 from shard_node.limits import Limits
 from shard_node.log import MemoryLog
 from shard_node.memory_state import MemoryState
 from shard_node.records import Block, DamagedLogError, LogIdentity, cluster_id_of
 from shard_node.startup import recover
-from shard_node.state import DamagedStateError
 from shard_node.store import Store
 from tests.support.ledgers import BANK, EPOCH, IDENTITY, Rig, transfer_id
 from tests.support.naive_ledger import Ask
@@ -115,6 +117,24 @@ def test_a_state_of_another_shard_is_refused(identity: LogIdentity) -> None:
     rig = written()
     with pytest.raises(DamagedStateError, match="another shard"):
         recover(identity, Store(rig.state, rig.log), Limits(), LocalStateWriter(rig.state, rig.log))
+
+
+def test_a_record_that_does_not_go_on_from_the_state_is_the_states_damage() -> None:
+    """The log is hashed, and what it says came before is what the state has forgotten."""
+    rig, forgetful = written(), MemoryState()
+    assert rig.state.checkpoint
+    accounts = [account_row(rig.account(each)) for each in (BANK, 10)]
+    forgetful.write_checkpoint(rig.log, accounts, [], rig.state.checkpoint)
+    with pytest.raises(DamagedStateError, match=r"block 5 does not follow .*: record \d+ cannot"):
+        start(forgetful, rig.log)
+
+
+def test_a_record_that_cannot_be_true_is_the_logs_damage_where_there_is_no_state() -> None:
+    rig, log = written(), MemoryLog(IDENTITY, EPOCH)
+    first, second, *_ = rig.log.blocks(1)
+    log.append([first.draft, replace(second.draft, records=first.draft.records[:128])])
+    with pytest.raises(DamagedLogError, match=r"record 3 opens account 1 again"):
+        start(MemoryState(), log)
 
 
 def test_a_log_that_ends_before_its_state_is_refused() -> None:

@@ -32,10 +32,10 @@ from shard_node import startup
 from shard_node.__main__ import claimed, superseded, topology_version
 from shard_node.checkpointer import LocalStateWriter
 from shard_node.currencies import Currencies
+from shard_node.damage import DamagedStateError
 from shard_node.engine import Engine
 from shard_node.records import DamagedLogError
 from shard_node.service import ShardServicer
-from shard_node.state import DamagedStateError
 from shard_node.status import ProcessFacts, StatusReporter
 from shard_node.store import Store
 from tests.simulation.world import Violation
