@@ -3,7 +3,8 @@
 Each kind of message to each shard has a lane, so whatever is at hand goes in one PREPARE, one
 COMMIT to the home and one COMMIT to the participants for each shard: that is a round. A shard is
 home of some transactions and participant of others, and several rounds overlap. No transaction has
-a task, a timer or a future of its own; calls have.
+a task, a timer or a future of its own; calls have. An attempt begins when its route has room
+(`routes`), so that overload makes transactions wait and never makes them late.
 
 A transaction goes on after its client's time is over, until what it has begun is settled or a call
 for it fails; from there on a sweep settles it (see `recovery`).
@@ -53,8 +54,10 @@ from coordinator.actions import (
     Retry,
 )
 from coordinator.lanes import Lane, LaneRules
+from coordinator.routes import TURN_MAX, Routes
 from coordinator.transactions import Item, Job
 from coordinator.two_phase import IllegalTransition, State
+from coordinator.window import Ending, WindowRules
 from doubloon.v1 import shard_service_pb2 as shard_pb2
 
 # An attempt that takes longer is given up by its home. Ample beside a shard node's restart, short
@@ -74,15 +77,15 @@ IN_PROGRESS_MAX: Final = 16 * BATCH_TRANSFERS_MAX
 # A call that ends at its client's deadline is heard before the client is answered.
 DEADLINE_GRACE_S: Final = 0.01
 
-# Transactions for which something is done in one turn of the loop: some 4 ms of it.
-TURN_MAX: Final = 1_024
-
 # Taken from its enumeration, a member costs ten times what a global does (CPython 3.11).
 _ENDED: Final = State.ENDED
 _PREPARING: Final = State.PREPARING
 _WAITING: Final = State.WAITING
 _COMMITTED: Final = Fate.COMMITTED
 _REFUSED: Final = Outcome.REFUSED
+_DONE: Final = Ending.DONE
+_RETRYING: Final = Ending.RETRYING
+_CUT_OFF: Final = Ending.CUT_OFF
 
 X = TypeVar("X")
 
@@ -132,6 +135,7 @@ class Rounds:
         in_progress_max: members in progress; beyond it callers hear RESOURCE_EXHAUSTED.
         life_us: how long an attempt may take until its home gives it up.
         rules: of the lanes on a client's way.
+        window_rules: of what may be under way; None = those that follow from the life.
 
     Attributes:
         counters: see there.
@@ -147,6 +151,7 @@ class Rounds:
         in_progress_max: int = IN_PROGRESS_MAX,
         life_us: int = TRANSACTION_LIFE_US,
         rules: LaneRules | None = None,
+        window_rules: WindowRules | None = None,
     ) -> None:
         self._shards = shards
         self._clock = clock
@@ -156,6 +161,7 @@ class Rounds:
         self._members_in_progress = 0
         self._life_us = life_us
         self._rules = rules or LaneRules()
+        self._routes = Routes(self._begin, window_rules or WindowRules(life_us / 1e6))
         # By (shard, topology version by which the members name their shards).
         self._prepares: dict[tuple[int, int], Lane[Item]] = {}
         self._homes: dict[tuple[int, int], Lane[Item]] = {}
@@ -199,21 +205,24 @@ class Rounds:
         job = Job(len(items), done.set)
         for position, item in enumerate(items):
             item.job, item.position, item.topology_version = job, position, topology_version
+            item.deadline_s = deadline_s
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s + DEADLINE_GRACE_S):
                     async for part in _in_turns(items):
-                        self._begin(part)
+                        self._routes.offer(part)
                     await done.wait()
         finally:
             # Also when the caller went away: whatever nobody waits for any more is told so.
             for item in items:
                 if not item.is_settled and not item.is_answered:
-                    self._apply(item, item.deadline())
+                    self._apply(item, item.deadline(), _CUT_OFF)
         return b"".join(job.results)
 
     async def close(self, grace_s: float) -> None:
-        """Let what is settled without a client end, for so long."""
+        """Let what is settled without a client end, for so long; nothing more begins."""
+        for item in self._routes.close():
+            self._apply(item, item.deadline(), _CUT_OFF)
         lanes: list[Lane[Item] | Lane[bytes]] = [
             *self._prepares.values(), *self._homes.values(), *self._posts.values(),
             *self._aborts.values(), *self._finishes.values(),
@@ -222,17 +231,21 @@ class Rounds:
 
     # --- from actions to lanes ------------------------------------------------------------------
 
-    def _begin(self, items: Iterable[Item]) -> None:
+    def _begin(self, items: list[Item]) -> None:
         """Begin an attempt of each."""
-        items = tuple(items)
         deadline_us = self._clock.tick() + self._life_us
         ids = self._random_bytes(TRANSACTION_ID_BYTES * len(items))
+        version = self._shards.topology.version
         for at, item in enumerate(items):
+            if item.topology_version != version:
+                # Its members name the wrong shards by now; nothing of it has happened.
+                self._apply(item, item.deadline(), _CUT_OFF)
+                continue
             start = at * TRANSACTION_ID_BYTES
             self._apply(item, item.begin(ids[start : start + TRANSACTION_ID_BYTES], deadline_us))
 
-    def _apply(self, item: Item, actions: Actions) -> None:
-        """Do what a transaction's event called for."""
+    def _apply(self, item: Item, actions: Actions, ending: Ending = _DONE) -> None:
+        """Do what a transaction's event called for; `ending` tells why, in case that it ended."""
         for action in actions:
             # Neither `match` nor `isinstance`, which take several times as long.
             if type(action) is CommitPrepared:
@@ -255,15 +268,17 @@ class Rounds:
             else:
                 assert type(action) is Retry, "every action is known"
                 self.counters.busy += 1
+                self._routes.leave(item, _RETRYING)
         if item.state is _ENDED and not item.is_settled:
-            self._settle(item)
+            self._settle(item, ending)
 
     def _answer(self, item: Item, result: bytes) -> None:
         assert item.job is not None, "it is being executed"
         item.job.answer(item.position, result)
 
-    def _settle(self, item: Item) -> None:
+    def _settle(self, item: Item, ending: Ending) -> None:
         item.is_settled = True
+        self._routes.leave(item, ending)
         self.in_progress -= 1
         self._members_in_progress -= item.size
 
@@ -272,7 +287,7 @@ class Rounds:
         _LOG.error("protocol_broken", transaction=item.transaction_id.hex(), reason=str(error))
         if not item.is_answered:
             self._answer(item, NOT_UNDERSTOOD)
-        self._settle(item)
+        self._settle(item, _RETRYING)
 
     def _retry_later(self, items: Iterable[Item]) -> None:
         """Begin anew, after a pause, those of the items that wait for it."""
@@ -287,13 +302,7 @@ class Rounds:
             )
 
     def _retry(self, items: list[Item]) -> None:
-        waiting = [item for item in items if item.state is _WAITING]
-        version = self._shards.topology.version
-        self._begin(item for item in waiting if item.topology_version == version)
-        for item in waiting:
-            # Under another topology its members name the wrong shards; nothing of it has happened.
-            if item.topology_version != version:
-                self._apply(item, item.deadline())
+        self._routes.offer(item for item in items if item.state is _WAITING)
 
     # --- calls to shards ------------------------------------------------------------------------
 

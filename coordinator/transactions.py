@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coordinator.actions import Actions
+    from coordinator.window import Route
 
 # Of a member: source account, metadata length, index, size, source's shard, destination's shard.
 _MEMBER_FIELDS: Final = struct.Struct("<16xQ34xHx2Bx2H4x")
@@ -78,7 +79,9 @@ class Item(Transaction):
         vote_asked, decision: what the home, and the participants, are being told, packed.
         job, position: who waits for the result, and where it goes.
         topology_version: by which its members name their shards.
+        deadline_s: when its client waits no longer, in the running loop's time.
         attempts: begun so far.
+        route, began_s: where it waits or is under way, and since when it is; -1 = it waits.
         is_settled: whether nothing more will be done.
     """
 
@@ -86,6 +89,8 @@ class Item(Transaction):
         "_first_source",
         "_legs",
         "attempts",
+        "began_s",
+        "deadline_s",
         "decision",
         "header",
         "is_settled",
@@ -93,6 +98,7 @@ class Item(Transaction):
         "members",
         "metadata",
         "position",
+        "route",
         "size",
         "topology_version",
         "vote_asked",
@@ -120,7 +126,10 @@ class Item(Transaction):
         self.job: Job | None = None
         self.position = 0
         self.topology_version = 0
+        self.deadline_s = 0.0
         self.attempts = 0
+        self.route: Route | None = None
+        self.began_s = -1.0
         self.is_settled = False
 
     def begin(self, transaction_id: bytes, deadline_us: int) -> Actions:

@@ -39,6 +39,7 @@ PURE_CORES = {
     "coordinator.actions",
     "coordinator.transactions",
     "coordinator.two_phase",
+    "coordinator.window",
     "router.audit",
     "router.groups",
     "router.results",
