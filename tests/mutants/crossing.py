@@ -181,8 +181,8 @@ COORDINATORS: Final = (
         found_by("unit/test_two_phase.py"),
         Edit(
             TWO_PHASE,
-            "        if len(self._awaited) > 1:\n            self._go(Event.POSTED, state)\n",
-            "        if len(self._awaited) > 2:\n            self._go(Event.POSTED, state)\n",
+            "        if len(self._awaited) > 1:\n            self._go(_EVENT_POSTED, state)\n",
+            "        if len(self._awaited) > 2:\n            self._go(_EVENT_POSTED, state)\n",
         ),
     ),
     planted(
@@ -211,9 +211,9 @@ COORDINATORS: Final = (
         found_by("unit/test_two_phase.py"),
         Edit(
             TWO_PHASE,
-            "        return self._count_vote(Event.UNREACHED, shard, undecidable=True)\n",
+            "        return self._count_vote(_EVENT_UNREACHED, shard, undecidable=True)\n",
             "        held = tuple(each for each in self._held if each != shard)\n"
-            "        return self._count_vote(Event.UNREACHED, shard, held, undecidable=True)\n",
+            "        return self._count_vote(_EVENT_UNREACHED, shard, held, undecidable=True)\n",
         ),
     ),
     planted(

@@ -8,6 +8,7 @@ from tests.mutants.mutant import Edit, Promise, found_by, planted
 
 COMMITTER: Final = "shard_node/committer.py"
 ENGINE: Final = "shard_node/engine.py"
+INSTANTS: Final = "shard_node/instants.py"
 LOG: Final = "shard_node/log.py"
 MEMORY: Final = "shard_node/memory.py"
 OPEN_BLOCK: Final = "shard_node/open_block.py"
@@ -25,10 +26,10 @@ DURABLE: Final = (
         ),
         Edit(
             COMMITTER,
-            "            try:\n                await loop.run_in_executor(",
+            "            try:\n                await self._appender.append(",
             "            self.durable_sequence = blocks[-1].last_sequence\n"
             "            self._release()\n"
-            "            try:\n                await loop.run_in_executor(",
+            "            try:\n                await self._appender.append(",
         ),
         of_the_twelve=True,
     ),
@@ -95,9 +96,9 @@ DURABLE: Final = (
             "unit/test_engine.py::test_nothing_is_posted_at_or_before_an_instant_once_it_is_settled"
         ),
         Edit(
-            ENGINE,
-            "        if self.ledger.block.stamp_us <= instant_us:\n",
-            "        if self.ledger.block.stamp_us > instant_us:\n",
+            INSTANTS,
+            "        if self._ledger.block.stamp_us <= instant_us:\n",
+            "        if self._ledger.block.stamp_us > instant_us:\n",
         ),
     ),
     planted(

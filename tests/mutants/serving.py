@@ -43,8 +43,8 @@ MUTANTS: Final = (
         ),
         Edit(
             TRANSFERS,
-            "        return [outcomes[position] for position in range(len(self.items))]\n",
-            "        return list(outcomes.values())\n",
+            "            outcomes[position] = outcome\n\n    def write_fault",
+            "            outcomes[position - 1] = outcome\n\n    def write_fault",
         ),
     ),
     planted(
@@ -79,8 +79,8 @@ MUTANTS: Final = (
         ),
         Edit(
             TRANSFERS,
-            "            self._in_flight -= weight\n",
-            "            pass\n",
+            "        self._in_flight -= weight\n",
+            "        pass\n",
         ),
     ),
     planted(
@@ -91,8 +91,8 @@ MUTANTS: Final = (
         ),
         Edit(
             TRANSFERS,
-            "            self._in_flight -= weight\n",
-            "            self._in_flight -= 2 * weight\n",
+            "        self._in_flight -= weight\n",
+            "        self._in_flight -= 2 * weight\n",
         ),
     ),
     planted(
