@@ -90,6 +90,11 @@ class Routes:
         if waiting:
             self._wake(route)
 
+    @property
+    def count(self) -> int:
+        """How many routes are known."""
+        return len(self._routes)
+
     def close(self) -> list[Item]:
         """Begin nothing more of what waits; return it."""
         if self._turn is not None:

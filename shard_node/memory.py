@@ -67,8 +67,9 @@ class Draft:
         self, accounts_max: int
     ) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
         """The next (account, period) rows, of about so many accounts; none = all are taken."""
-        for account_id in list(islice(self._waiting, accounts_max)):
-            self._take_account(self._waiting.pop(account_id))
+        # From the end: a dictionary is searched from its start through all that was taken before.
+        for _ in range(min(accounts_max, len(self._waiting))):
+            self._take_account(self._waiting.popitem()[1])
         rows = self._account_rows, self._period_rows
         self._account_rows, self._period_rows = [], []
         return rows

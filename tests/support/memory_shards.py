@@ -55,13 +55,11 @@ class MemoryShards:
         topology_version: int,
         deadline_s: float,
     ) -> R:
-        async with asyncio.timeout_at(deadline_s) as limit:
-            try:
+        try:
+            async with asyncio.timeout_at(deadline_s):
                 return await self._call(shard_id, method, request, topology_version)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-        raise Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer in time")
+        except TimeoutError as error:
+            raise Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer in time") from error
 
     async def _call(
         self, shard_id: int, method: Method[Q, R], request: Q, topology_version: int
