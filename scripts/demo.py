@@ -34,7 +34,7 @@ _COORDINATORS = 2  # one would do; any number may run at once
 @click.option("--shards", type=click.IntRange(1, 16), default=3, show_default=True)
 @click.option("--players", type=click.IntRange(100), default=10_000, show_default=True)
 @click.option(
-    "--events", type=click.IntRange(1_000), default=120_000, show_default=True,
+    "--events", type=click.IntRange(1_000), default=104_000, show_default=True,
     help="How often a player does something in the month; each makes about two transfers.",
 )  # fmt: skip
 @click.option(

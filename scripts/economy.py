@@ -66,7 +66,7 @@ class EconomyConfig:
     seed: int
     end_us: int
     players: int = 10_000
-    events: int = 120_000
+    events: int = 104_000
     days: int = 30
 
     @property

@@ -7,8 +7,9 @@ batches are to be sent one after the other. Accounts whose order does not matter
 can always pay) are named as *hubs* and may appear as often as they like.
 """
 
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from doubloon import Group, Transfer
 
@@ -24,8 +25,8 @@ WINDOW_TRANSFERS_MAX = 65_536
 """How many transfers are looked at together: bounds memory, and is eight full batches."""
 
 WINDOW_SPAN_US = 3_000_000_000
-"""Fifty minutes. Inside a window a hub's imports arrive out of order by at most this, and the
-cluster takes up to an hour of it."""
+"""Fifty minutes: a hub's imports arrive out of order by at most this, and the cluster takes up to
+an hour of it."""
 
 
 def transfers_of(item: Item) -> Sequence[Transfer]:
@@ -42,59 +43,82 @@ def batches(
 ) -> Iterator[list[ItemT]]:
     """Cut an ordered sequence into batches to be sent one after the other.
 
-    Sent so, every account but the hubs sees its transfers in the sequence's order. Batches never
-    reach across a window of `window_max` items or of `window_span_us` of import time, so a hub
-    sees its transfers out of order by no more than that.
+    Sent so, every account but the hubs sees its transfers in the sequence's order. An item is never
+    sent before one that stands `window_max` places or `window_span_us` of import time ahead of it,
+    so a hub sees its transfers out of order by no more than that.
 
     Args:
         items: in the wanted order; imports in order of time, or nearly.
         hubs: account ids whose order does not matter.
         batch_max: the most items in a batch.
-        window_max: the most items in a window.
-        window_span_us: the most import time in a window, microseconds.
+        window_max: how many items may be looked at together.
+        window_span_us: how much import time, microseconds.
 
     Yields:
         Batches of 1 … `batch_max`; together every item exactly once.
     """
-    free = frozenset(hubs)
-    for window in _windows(items, window_max, window_span_us):
-        for wave in _waves(window, free):
-            for start in range(0, len(wave), batch_max):
-                yield wave[start : start + batch_max]
-
-
-def _windows(items: Iterable[ItemT], window_max: int, window_span_us: int) -> Iterator[list[ItemT]]:
-    """Cut into runs that are short enough, both in number and in import time."""
-    window: list[ItemT] = []
-    first_us = last_us = 0
+    waves: _Waves[ItemT] = _Waves(frozenset(hubs))
+    # Of the items in the window: the wave of each, and its time.
+    window: deque[tuple[int, int]] = deque()
     for item in items:
         time_us = transfers_of(item)[0].import_time_us
-        low_us, high_us = min(first_us, time_us), max(last_us, time_us)
-        if window and (len(window) >= window_max or high_us - low_us > window_span_us):
-            yield window
-            window = []
-        if not window:
-            low_us = high_us = time_us
-        first_us, last_us = low_us, high_us
-        window.append(item)
-    if window:
-        yield window
+        while window and (
+            len(window) >= window_max or abs(time_us - window[0][1]) > window_span_us
+        ):
+            waves.close(window.popleft()[0])
+        for wave in waves.take_closed():
+            yield from _cut(wave, batch_max)
+        window.append((waves.put(item), time_us))
+    for wave in waves.take_all():
+        yield from _cut(wave, batch_max)
 
 
-def _waves(window: list[ItemT], free: frozenset[int]) -> Iterator[list[ItemT]]:
-    """Put each item one wave behind the latest earlier one that shares an account with it."""
-    waves: list[list[ItemT]] = []
-    next_wave: dict[int, int] = {}
-    for item in window:
+def _cut(wave: list[ItemT], batch_max: int) -> Iterator[list[ItemT]]:
+    for start in range(0, len(wave), batch_max):
+        yield wave[start : start + batch_max]
+
+
+class _Waves(Generic[ItemT]):
+    """Waves of items, to be sent one after the other.
+
+    An item goes one wave behind the latest earlier one that shares an account with it, and behind
+    every wave that is closed.
+    """
+
+    def __init__(self, free: frozenset[int]) -> None:
+        self._free = free
+        self._waves: deque[list[ItemT]] = deque()
+        self._first = 0  # the number of the first of them
+        self._open_from = 0
+        self._next: dict[int, int] = {}  # by account: the first wave that its next item may join
+
+    def put(self, item: ItemT) -> int:
+        """Adds an item; returns its wave's number."""
         accounts = {
             account
             for transfer in transfers_of(item)
             for account in (transfer.source, transfer.destination)
-        } - free
-        index = max((next_wave.get(account, 0) for account in accounts), default=0)
+        } - self._free
+        number = max((self._next.get(account, 0) for account in accounts), default=0)
+        number = max(number, self._open_from)
         for account in accounts:
-            next_wave[account] = index + 1
-        if index == len(waves):
-            waves.append([])
-        waves[index].append(item)
-    yield from waves
+            self._next[account] = number + 1
+        while number >= self._first + len(self._waves):
+            self._waves.append([])
+        self._waves[number - self._first].append(item)
+        return number
+
+    def close(self, number: int) -> None:
+        """Lets nothing more join this wave or one before it."""
+        self._open_from = max(self._open_from, number + 1)
+
+    def take_closed(self) -> Iterator[list[ItemT]]:
+        """The waves that are complete, in order."""
+        while self._waves and self._first < self._open_from:
+            self._first += 1
+            yield self._waves.popleft()
+
+    def take_all(self) -> Iterator[list[ItemT]]:
+        """All waves that are left, in order."""
+        self._open_from = self._first + len(self._waves)
+        return self.take_closed()

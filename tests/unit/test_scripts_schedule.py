@@ -69,13 +69,18 @@ def test_batches_are_no_larger_than_asked() -> None:
     assert cut == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-def test_a_window_ends_after_so_many_transfers() -> None:
+def test_nothing_overtakes_what_stands_so_many_places_before_it() -> None:
     pairs = [(HUB, 2), (HUB, 2), (HUB, 3), (HUB, 4)]
     assert references(list(batches(line_of(*pairs), {HUB}, window_max=2))) == [
         [0],
-        [1],
-        [2, 3],
+        [1, 2],
+        [3],
     ]
+
+
+def test_what_waits_in_a_line_holds_up_nobody_behind_it() -> None:
+    pairs = [(HUB, 2), (HUB, 2), (HUB, 2), (HUB, 3), (HUB, 3)]
+    assert references(list(batches(line_of(*pairs), {HUB}))) == [[0, 3], [1, 4], [2]]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_a_window_ends_after_so_many_transfers() -> None:
         pytest.param([10, 100, 120], [[0], [1, 2]], id="a window counts from its own first"),
     ],
 )
-def test_a_window_ends_after_so_much_import_time(
+def test_nothing_overtakes_what_is_so_much_earlier(
     times_us: list[int], expected: list[list[int]]
 ) -> None:
     made = [
