@@ -24,9 +24,9 @@ BATCH_TRANSFERS_MAX = 8_192
 WINDOW_TRANSFERS_MAX = 65_536
 """How many transfers are looked at together: bounds memory, and is eight full batches."""
 
-WINDOW_SPAN_US = 3_000_000_000
-"""Fifty minutes: a hub's imports arrive out of order by at most this, and the cluster takes up to
-an hour of it."""
+WINDOW_SPAN_US = 3_420_000_000
+"""57 minutes: a hub's imports arrive out of order by at most this, and the cluster takes up to an
+hour of it. The wider it is, the fewer batches there are."""
 
 
 def transfers_of(item: Item) -> Sequence[Transfer]:
