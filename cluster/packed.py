@@ -108,6 +108,7 @@ MEMBER_BODY: Final = struct.Struct("<16s2Qq2QHH3Bx")
 """The same bytes, and behind the type the index in the group and the group's size."""
 
 BODY_BYTES: Final = BODY.size
+TRANSFER_ID_BYTES: Final = 16
 KEY_BYTES: Final = 24
 KEY_SOURCE: Final = struct.Struct("<Q")
 """The second part of a key, behind the 16 bytes of the transfer id: the source account."""

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from cluster.packed import GROUP_RESULT
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -42,7 +39,7 @@ class CommitPrepared:
     """
 
     decision: bytes
-    shards: Sequence[int]
+    shards: tuple[int, ...]
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -57,7 +54,7 @@ class AbortPrepared:
     """
 
     transaction: bytes
-    shards: Sequence[int]
+    shards: tuple[int, ...]
 
 
 @dataclass(slots=True, unsafe_hash=True)

@@ -13,10 +13,10 @@ for it fails; from there on a sweep settles it (see `recovery`).
 import asyncio
 import functools
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import grpc
 import structlog
@@ -86,8 +86,6 @@ _REFUSED: Final = Outcome.REFUSED
 _DONE: Final = Ending.DONE
 _RETRYING: Final = Ending.RETRYING
 _CUT_OFF: Final = Ending.CUT_OFF
-
-X = TypeVar("X")
 
 _LOG = structlog.stdlib.get_logger("rounds")
 
@@ -209,8 +207,9 @@ class Rounds:
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s + DEADLINE_GRACE_S):
-                    async for part in _in_turns(items):
-                        self._routes.offer(part)
+                    for at in range(0, len(items), TURN_MAX):
+                        await _next_turn(at)
+                        self._routes.offer(items[at : at + TURN_MAX])
                     await done.wait()
         finally:
             # Also when the caller went away: whatever nobody waits for any more is told so.
@@ -328,8 +327,10 @@ class Rounds:
                 self._event(item, item.unreached, shard)
             return False
         self._clock.observe(response.clock_us)
-        async for part in _in_turns(list(zip(batch, VOTE.iter_unpack(votes), strict=True))):
-            for item, (vote, reason, index) in part:
+        rows = list(zip(batch, VOTE.iter_unpack(votes), strict=True))
+        for at in range(0, len(rows), TURN_MAX):
+            await _next_turn(at)
+            for item, (vote, reason, index) in rows[at : at + TURN_MAX]:
                 self._event(item, item.vote, shard, vote, reason, index)
         return True
 
@@ -350,8 +351,10 @@ class Rounds:
             self._retry_later(batch)
             return False
         self._clock.observe(response.clock_us)
-        async for part in _in_turns(list(zip(batch, ANSWER.iter_unpack(answers), strict=True))):
-            for item, answer in part:
+        rows = list(zip(batch, ANSWER.iter_unpack(answers), strict=True))
+        for at in range(0, len(rows), TURN_MAX):
+            await _next_turn(at)
+            for item, answer in rows[at : at + TURN_MAX]:
                 self._event(item, item.home_answer, answer)
                 self._count_outcome(answer[0], answer[1])
         self._retry_later(batch)
@@ -368,8 +371,9 @@ class Rounds:
                 self._event(item, item.post_unknown, shard)
             return False
         self._clock.observe(response.clock_us)
-        async for part in _in_turns(batch):
-            for item in part:
+        for at in range(0, len(batch), TURN_MAX):
+            await _next_turn(at)
+            for item in batch[at : at + TURN_MAX]:
                 self._event(item, item.posted, shard)
         return True
 
@@ -466,12 +470,10 @@ class Rounds:
             self.counters.refused += 1
 
 
-async def _in_turns(rows: Sequence[X]) -> AsyncIterator[Sequence[X]]:
+async def _next_turn(done: int) -> None:
     """Give the loop a turn after so many, or a full batch would hold it up for tens of ms."""
-    for start in range(0, len(rows), TURN_MAX):
-        if start:
-            await asyncio.sleep(0)
-        yield rows[start : start + TURN_MAX]
+    if done:
+        await asyncio.sleep(0)
 
 
 def _drop_others(lanes: dict[tuple[int, int], Lane[Item]], version: int) -> None:

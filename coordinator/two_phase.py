@@ -197,8 +197,8 @@ _NOTHING: Final[Actions] = ()
 _PREPARE: Final[Actions] = (Prepare(),)
 _RETRY: Final = Retry()
 _FINISH: Final = Finish()
-_COMMIT: Final[Actions] = (CommitHome(VOTE.pack(Vote.YES, 0, 0)),)
-_INQUIRE: Final[Actions] = (CommitHome(VOTE.pack(Vote.NO, _INQUIRY_REASON, 0)),)
+_COMMIT: Final = CommitHome(VOTE.pack(Vote.YES, 0, 0))
+_INQUIRE: Final = CommitHome(VOTE.pack(Vote.NO, _INQUIRY_REASON, 0))
 
 # Behind every (reason, index).
 _NO_REFUSAL: Final = (len(RefusalReason) + 1, 0)
@@ -220,13 +220,13 @@ class Transaction:
     """
 
     __slots__ = (
+        "_asked",
         "_awaited",
         "_decision",
         "_held",
         "_refusal",
         "_result",
         "_undecidable",
-        "_vote",
         "deadline_us",
         "home",
         "participants",
@@ -244,7 +244,7 @@ class Transaction:
         self._held: tuple[int, ...] = ()  # participants that may hold a reservation
         self._refusal = _NO_REFUSAL
         self._undecidable = False
-        self._vote: Actions = _NOTHING  # what the home is asked
+        self._asked: CommitHome | None = None  # what the home is
         self._decision = b""
         self._result = (0, 0, 0)  # repeat, time, balance of what has been committed
 
@@ -311,8 +311,9 @@ class Transaction:
         """The home has not answered. Asked again it says the same, so it is; an inquiry is not."""
         match self.state:
             case State.DECIDING:
+                assert self._asked is not None, "so it is deciding"
                 self._go(_EVENT_HOME_UNKNOWN, _DECIDING)
-                return self._vote
+                return (self._asked,)
             case State.INQUIRING:
                 return self._aborted(_EVENT_HOME_UNKNOWN)
             case _:
@@ -382,27 +383,26 @@ class Transaction:
         """Count an awaited participant's answer; ask the home once it is the last."""
         refusal = refusal or self._refusal
         undecidable = undecidable or self._undecidable
-        is_last = len(self._awaited) == 1
-        if not is_last:
-            after, actions = _PREPARING, _NOTHING
+        after: State = _DECIDING
+        ask: CommitHome | None = _COMMIT
+        if len(self._awaited) > 1:
+            after, ask = _PREPARING, None
         elif undecidable:
-            after, actions = _INQUIRING, _INQUIRE
-        elif refusal is _NO_REFUSAL:
-            after, actions = _DECIDING, _COMMIT
-        else:
-            after, actions = _DECIDING, (CommitHome(VOTE.pack(_VOTE_NO, *refusal)),)
+            after, ask = _INQUIRING, _INQUIRE
+        elif refusal != _NO_REFUSAL:
+            ask = CommitHome(VOTE.pack(_VOTE_NO, *refusal))
         self._go(event, after)
         self._awaited.remove(shard)
         if held is not None:
             self._held = held
         self._refusal = refusal
         self._undecidable = undecidable
-        self._vote = actions
-        return actions
+        self._asked = ask
+        return _NOTHING if ask is None else (ask,)
 
     def _committed(self, answer: HomeAnswer) -> Actions:
         """This attempt has been committed: now, or when the home was asked before."""
-        if self._vote is not _COMMIT:
+        if self._asked is not _COMMIT:
             raise IllegalTransition("the home has committed what it was told not to")
         state, unposted = self.state, answer[6]
         unheard = state is _DECIDING_UNHEARD

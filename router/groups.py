@@ -13,12 +13,11 @@ refused the same wherever its accounts live.
 from collections.abc import Iterable
 from typing import Final
 
-from cluster.packed import GROUP_SIZE_MAX, MEMBER, MEMBER_BODY
+from cluster.packed import GROUP_SIZE_MAX, MEMBER, MEMBER_BODY, TRANSFER_ID_BYTES
 from cluster.refusals import RefusalReason
 from doubloon.v1 import types_pb2, wallet_service_pb2
 from router.results import GroupOutcome
 from router.routing import (
-    TRANSFER_ID_BYTES,
     Packing,
     Rules,
     Split,

@@ -22,14 +22,13 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 from zlib import crc32
 
-from cluster.packed import BODY, MEMBER, METADATA_BYTES_MAX
+from cluster.packed import BODY, MEMBER, METADATA_BYTES_MAX, TRANSFER_ID_BYTES
 from cluster.refusals import RefusalReason
 from cluster.topology import SLOTS, Topology
 from doubloon.v1 import types_pb2, wallet_service_pb2
 from router.results import Outcome, Row
 
 ACCOUNT_ID_MAX: Final = 2**63 - 1
-TRANSFER_ID_BYTES: Final = 16
 FLOOR_MIN_MINOR: Final = -(2**63 - 1)
 
 CURRENCY_CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,15}")

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import grpc
 
 from cluster import shard_client
-from cluster.packed import BATCH_TRANSFERS_MAX, GROUPS_MAX
+from cluster.packed import BATCH_TRANSFERS_MAX, GROUPS_MAX, TRANSFER_ID_BYTES
 from cluster.rpc import Fault
 from cluster.shard_client import Method, Q, R
 from cluster.shard_pool import ShardPool
@@ -20,7 +20,7 @@ from doubloon.v1 import wallet_service_pb2 as wallet
 from doubloon.v1 import wallet_service_pb2_grpc
 from router.accounts import open_accounts
 from router.results import Outcome, write_group_results, write_results
-from router.routing import TRANSFER_ID_BYTES, is_account_id
+from router.routing import is_account_id
 from router.scatter import item_fault
 from router.transfers import Admission, TransferExecutor
 

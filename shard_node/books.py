@@ -30,7 +30,11 @@ BALANCE_MAX_MINOR: Final = 2**63 - 1
 ACCOUNT_KEY: Final = struct.Struct(">Q")
 _ACCOUNT_ROW: Final = struct.Struct("<2B4qQ")
 PERIOD_KEY: Final = struct.Struct(">QH2Q")
+PERIOD_OWNER_BYTES: Final = 10
+"""Of a period's key: account and currency."""
 _PERIOD_ROW: Final = struct.Struct("<13QqH")
+_PERIOD_START: Final = struct.Struct(">10xQ")
+_PERIOD_SUMS: Final = struct.Struct("<4Q16x4Q")
 _LOW_64: Final = 2**64 - 1
 
 
@@ -409,6 +413,26 @@ def read_period_row(key: bytes, value: bytes) -> Period:
         outgoing | outgoing_high << 64,
         *counts_and_last,
     )
+
+
+def period_start_us(key: bytes) -> int:
+    """The posting time of a period's first entry, from its key. Raises: struct.error."""
+    start_us: int = _PERIOD_START.unpack_from(key)[0]
+    return start_us
+
+
+def sums_after(value: bytes) -> tuple[int, int]:
+    """The lifetime sums, incoming and outgoing, at a period's end. Raises: struct.error."""
+    (
+        incoming_before, in_before_high, outgoing_before, out_before_high,
+        incoming, incoming_high, outgoing, outgoing_high,
+    ) = _PERIOD_SUMS.unpack_from(value)  # fmt: skip
+    incoming += incoming_before
+    outgoing += outgoing_before
+    if in_before_high or incoming_high or out_before_high or outgoing_high:
+        incoming += in_before_high + incoming_high << 64
+        outgoing += out_before_high + outgoing_high << 64
+    return incoming, outgoing
 
 
 def _hour_end_us(time_us: int) -> int:

@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING
 from cluster.packed import KEY_BYTES
 from shard_node.books import (
     ACCOUNT_KEY,
+    HOUR_US,
     PERIOD_KEY,
     Account,
     Balance,
     Period,
+    period_start_us,
     read_account_row,
     read_period_row,
+    sums_after,
 )
-from shard_node.state import keys_in_log, read_key_row
+from shard_node.rows import keys_in_log, read_key_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from shard_node.log import Log
-    from shard_node.state import Change, Checkpoint, Row, StateReader
+    from shard_node.state import Change, Checkpoint, HourEnd, Row, StateReader
 
 
 class MemoryState:
@@ -109,6 +112,18 @@ class MemoryState:
         keys = self._period_keys[at : at + count]
         mine = [key for key in keys if PERIOD_KEY.unpack(key)[:2] == (account_id, currency)]
         return [read_period_row(key, self._periods[key]) for key in mine]
+
+    def hour_ends(self, account_id: int, currency: int, from_us: int, to_us: int) -> list[HourEnd]:
+        """See `StateReader`."""
+        first, last = (
+            bisect_left(self._period_keys, PERIOD_KEY.pack(account_id, currency, time_us, 0))
+            for time_us in (from_us, to_us)
+        )
+        ends: dict[int, tuple[int, int]] = {}
+        for key in self._period_keys[first:last]:
+            start_us = period_start_us(key)
+            ends[start_us - start_us % HOUR_US] = sums_after(self._periods[key])
+        return list(ends.items())
 
     def transactions(self) -> list[Row]:
         """See `StateReader`."""

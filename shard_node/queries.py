@@ -17,7 +17,7 @@ import struct
 from bisect import bisect_left
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cluster.packed import BODY_BYTES, MEMBER_BODY
 from shard_node.books import HOUR_US
@@ -59,6 +59,11 @@ class Totals:
     last_time_us: int = 0
 
     @property
+    def sums(self) -> tuple[int, int]:
+        """Incoming and outgoing."""
+        return self.incoming, self.outgoing
+
+    @property
     def balance_minor(self) -> int:
         """The balance at that instant."""
         return self.incoming - self.outgoing
@@ -94,8 +99,7 @@ class Leg:
     group_size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Hour:
+class Hour(NamedTuple):
     """One hour of a series; amounts in minor units."""
 
     start_us: int
@@ -143,16 +147,15 @@ class AccountHistory:
 
     def series(self, first_hour_us: int, to_us: int) -> tuple[int, list[Hour]]:
         """The opening balance, and each hour from `first_hour_us` to the one `to_us` is in."""
-        opening = before = self.totals_at(first_hour_us - 1)
+        opening = before = self.totals_at(first_hour_us - 1).sums
         ends = self._hour_ends(first_hour_us, to_us)
-        ends[to_us - to_us % HOUR_US] = self.totals_at(to_us)
+        ends[to_us - to_us % HOUR_US] = self.totals_at(to_us).sums
         hours = []
         for start_us in range(first_hour_us, to_us + 1, HOUR_US):
             end = ends.get(start_us, before)
-            incoming, outgoing = end.incoming - before.incoming, end.outgoing - before.outgoing
-            hours.append(Hour(start_us, end.balance_minor, incoming, outgoing))
+            hours.append(Hour(start_us, end[0] - end[1], end[0] - before[0], end[1] - before[1]))
             before = end
-        return opening.balance_minor, hours
+        return opening[0] - opening[1], hours
 
     def back_from(self, sequence: int) -> Iterator[Leg]:
         """The entry of this record, and those before it, latest first, to the very first."""
@@ -198,25 +201,20 @@ class AccountHistory:
             found = [each for each in stored if (each.start_us, each.first_sequence) < bound]
         return found + self._recent[at : at + count - len(found)]
 
-    def _hour_ends(self, first_hour_us: int, to_us: int) -> dict[int, Totals]:
-        """The totals at the end of every hour with an entry, by the hour's start.
+    def _hour_ends(self, first_hour_us: int, to_us: int) -> dict[int, tuple[int, int]]:
+        """The lifetime sums at the end of every hour with an entry, by the hour's start.
 
-        An hour's end is the last period that starts in it: one seek, however busy the hour; one
-        more skips the silent hours up to the next period. So a month costs at most 1,440 rows.
+        An hour's end is the last period that starts in it, so a month costs at most 720 rows.
         """
-        ends: dict[int, Totals] = {}
-        hour_us = first_hour_us
-        while hour_us <= to_us:
-            next_us = hour_us + HOUR_US
-            last = self.period_before(next_us, 0)
-            if last is not None and last.start_us >= hour_us:
-                ends[hour_us] = _totals_after(last)
-                hour_us = next_us
-                continue
-            later = self.periods(next_us, 0, 1)
-            if not later:
-                break
-            hour_us = later[0].start_us - later[0].start_us % HOUR_US
+        # From its first on, what memory has is all there is, and the later version.
+        stored_to_us = min(to_us + 1, self._starts[0][0]) if self._starts else to_us + 1
+        stored = self._state.hour_ends(
+            self.account_id, self.currency, first_hour_us, max(first_hour_us, stored_to_us)
+        )
+        ends = dict(stored)
+        for period in self._recent:
+            if first_hour_us <= period.start_us <= to_us:
+                ends[period.start_us - period.start_us % HOUR_US] = _sums_after(period)
         return ends
 
     def _legs_of(self, period: Period) -> list[Leg]:
@@ -348,11 +346,5 @@ def _read_token(request: StatementRequest) -> tuple[int, int] | None:
     return time_us, sequence
 
 
-def _totals_after(period: Period) -> Totals:
-    return Totals(
-        period.incoming_before + period.incoming,
-        period.outgoing_before + period.outgoing,
-        period.incoming_count_before + period.incoming_count,
-        period.outgoing_count_before + period.outgoing_count,
-        period.last_time_us,
-    )
+def _sums_after(period: Period) -> tuple[int, int]:
+    return period.incoming_before + period.incoming, period.outgoing_before + period.outgoing

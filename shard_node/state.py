@@ -22,7 +22,6 @@ ahead of the log.
 from __future__ import annotations
 
 import struct
-import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -33,16 +32,21 @@ import lmdb
 from cluster.packed import KEY_BYTES
 from shard_node.books import (
     ACCOUNT_KEY,
+    HOUR_US,
     PERIOD_KEY,
+    PERIOD_OWNER_BYTES,
     Account,
     Balance,
     Period,
+    period_start_us,
     read_account_row,
     read_period_row,
+    sums_after,
 )
 from shard_node.damage import DamagedStateError
 from shard_node.log import drop_from_page_cache, missing_bytes
-from shard_node.records import HASH_BYTES, key_rows
+from shard_node.records import HASH_BYTES
+from shard_node.rows import keys_in_log, open_row, read_key_row, seal_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +61,9 @@ R = TypeVar("R")
 
 Row = tuple[bytes, bytes]
 
+HourEnd = tuple[int, tuple[int, int]]
+"""An hour's start, and the lifetime sums, incoming and outgoing, after its last period."""
+
 Change = tuple[bytes, bytes | None]
 """A row to be written, or (None) deleted."""
 
@@ -70,8 +77,6 @@ many rows for each key; fresh time-ordered ids find an empty range at once."""
 _CHECKPOINT: Final = struct.Struct(f"<2H16s3Qq{HASH_BYTES}s")
 _CHECKPOINT_KEY: Final = b"checkpoint"
 _FORMAT: Final = 1
-_CRC: Final = struct.Struct("<I")
-_SEQUENCE: Final = struct.Struct("<Q")  # as `records.key_rows` writes it
 _CURRENCY_MAX: Final = 0xFFFF
 _UINT64_MAX: Final = 2**64 - 1
 
@@ -182,6 +187,10 @@ class StateReader(Protocol):
         self, account_id: int, currency: int, time_us: int, sequence: int, count: int
     ) -> list[Period]:
         """The next periods from (start, first sequence) = (time, sequence) on, at most so many."""
+        ...
+
+    def hour_ends(self, account_id: int, currency: int, from_us: int, to_us: int) -> list[HourEnd]:
+        """The ends of all hours in which periods begin, looking at those with from ≤ start < to."""
         ...
 
     def account_ids(self, after: int, count: int) -> list[int]:
@@ -296,6 +305,26 @@ class LmdbState:
                 break
             found.append(read_period_row(key, open_row(key, value)))
             more = cursor.next()
+        return found
+
+    @_tells_damage
+    def hour_ends(self, account_id: int, currency: int, from_us: int, to_us: int) -> list[HourEnd]:
+        """See `StateReader`. One seek for each hour, however busy it is; none for silent ones."""
+        cursor = self._cursor("periods")
+        whose = PERIOD_KEY.pack(account_id, currency, 0, 0)[:PERIOD_OWNER_BYTES]
+        found: list[HourEnd] = []
+        more = cursor.set_range(PERIOD_KEY.pack(account_id, currency, from_us, 0))
+        key = cursor.key() if more else b""
+        while more and key.startswith(whose) and (start_us := period_start_us(key)) < to_us:
+            # To the hour's end, where the next busy hour begins, and one row back.
+            hour_us = start_us - start_us % HOUR_US
+            end_us = min(hour_us + HOUR_US, to_us)
+            more = cursor.set_range(PERIOD_KEY.pack(account_id, currency, end_us, 0))
+            key = cursor.key() if more else b""
+            last = cursor.prev() if more else cursor.last()
+            assert last, "it is at or behind the row just seen"
+            row = cursor.item()
+            found.append((hour_us, sums_after(open_row(*row))))
         return found
 
     @_tells_damage
@@ -418,41 +447,6 @@ class StateFile:
     def close(self) -> None:
         """Gives back files and memory."""
         self.env.close()
-
-
-def keys_in_log(log: Log, first_sequence: int, sequence: int) -> list[bytes]:
-    """The rows of `keys`, key and value joined, for the durable records from one to another."""
-    rows: list[bytes] = []
-    for block in log.blocks(first_sequence):
-        if block.draft.first_sequence > sequence:
-            break
-        rows += key_rows(block.draft)
-    return rows
-
-
-def read_key_row(value: bytes) -> int:
-    """The sequence that a row of `keys` says. Raises: DamagedStateError."""
-    if len(value) != _SEQUENCE.size:
-        raise DamagedStateError(f"a row of keys has {len(value)} bytes")
-    sequence: int = _SEQUENCE.unpack(value)[0]
-    return sequence
-
-
-def seal_row(key: bytes, body: bytes) -> bytes:
-    """A row's value: its body and a CRC-32 over key and body."""
-    return body + _CRC.pack(zlib.crc32(body, zlib.crc32(key)))
-
-
-def open_row(key: bytes, value: bytes) -> bytes:
-    """A row's body.
-
-    Raises:
-        DamagedStateError: the row is not as it was written.
-    """
-    body, crc = value[:-4], value[-4:]
-    if crc != _CRC.pack(zlib.crc32(body, zlib.crc32(key))):
-        raise DamagedStateError(f"the row of key {key.hex()} does not have its checksum")
-    return body
 
 
 def _period_of(key: bytes) -> tuple[int, int]:

@@ -85,7 +85,8 @@ class Header:
     @classmethod
     def unpack(cls, packed: bytes) -> Header:
         """From its 40 bytes."""
-        return cls(*HEADER.unpack_from(packed))
+        transaction_id, deadline_us, first_source, home, count = HEADER.unpack_from(packed)
+        return cls(transaction_id, deadline_us, first_source, home, count)
 
     def pack(self) -> bytes:
         """Its 40 bytes."""

@@ -7,17 +7,22 @@ with the field's name, before anything changes.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from librt.strings import read_i32_le, read_i64_le
 
 from cluster.packed import (
+    AMOUNT_AT,
     BATCH_TRANSFERS_MAX,
     BODY_BYTES,
+    CURRENCY_AT,
     DECISION,
     DESTINATION_AT,
     GROUP_SIZE_MAX,
     GROUPS_MAX,
     HEADER,
     IMPORT_AT,
+    INDEX_AT,
     MEMBER,
     MEMBER_BODY,
     METADATA_BYTES_MAX,
@@ -25,6 +30,7 @@ from cluster.packed import (
     SHARDS_AT,
     SOURCE_AT,
     TRANSACTION_ID_BYTES,
+    TRANSFER_ID_BYTES,
     VOTE,
     Vote,
 )
@@ -104,8 +110,10 @@ async def requests_to_prepare(
     def check(request: Request) -> None:
         if request.header.home in (0, shard_id):
             raise bad_request("headers", "one does not have another shard as its home")
-        for _, *shards in MEMBER.iter_unpack(request.members):
-            if shard_id not in shards:
+        own = request.members
+        for at in range(0, len(own), MEMBER.size):
+            source_shard, destination_shard = _shards(own, at)
+            if shard_id not in (source_shard, destination_shard):
                 raise bad_request("members", "one does not touch this shard")
 
     return await _requests(headers, members, metadata, check)
@@ -117,18 +125,19 @@ async def requests_to_decide(
     """The transactions of a packed call to their home, whose clock stands at `clock_us`."""
 
     def check(request: Request) -> None:
-        header = request.header
-        first, first_shard, _ = MEMBER.unpack_from(request.members)
-        if not header.home == first_shard == shard_id:
+        header, own = request.header, request.members
+        if not header.home == _shards(own, 0)[0] == shard_id:
             raise bad_request("headers", "one does not have its first source's shard as its home")
-        if header.first_source != MEMBER_BODY.unpack(first)[1]:
+        if header.first_source != read_i64_le(own, SOURCE_AT):
             raise bad_request("headers", "one does not name its first member's source account")
         if header.deadline_us > clock_us + DEADLINE_AHEAD_MAX_US:
             raise bad_request("headers", "one has a deadline that lies too far ahead")
-        if max(first[GROUP_SIZE_AT], 1) != header.members_count:
+        if max(own[GROUP_SIZE_AT], 1) != header.members_count:
             raise bad_request("members", "some of a transaction's are missing")
-        if all((a, b) == (shard_id, shard_id) for _, a, b in MEMBER.iter_unpack(request.members)):
-            raise bad_request("members", "those of a transaction touch no other shard")
+        for at in range(0, len(own), MEMBER.size):
+            if _shards(own, at) != (shard_id, shard_id):
+                return
+        raise bad_request("members", "those of a transaction touch no other shard")
 
     return await _requests(headers, members, metadata, check)
 
@@ -183,6 +192,7 @@ async def _requests(
     count, rest = divmod(len(headers), HEADER.size)
     if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
         raise bad_request("headers", f"must be 1 … {BATCH_TRANSFERS_MAX} of {HEADER.size} bytes")
+    _check_columns(members)
     found: list[Request] = []
     at = metadata_at = 0
     for start in range(0, len(headers), HEADER.size):
@@ -193,13 +203,9 @@ async def _requests(
         if not 1 <= header.members_count <= GROUP_SIZE_MAX or end > len(members):
             raise bad_request("headers", "one has more members than there are, or none")
         own = members[at:end]
-        rows = [MEMBER_BODY.unpack(body) for body, _, _ in MEMBER.iter_unpack(own)]
-        _check_members(rows)
-        length = sum(each[7] for each in rows)
+        length = _check_members(own)
         found.append(Request(header, own, metadata[metadata_at : metadata_at + length]))
         at, metadata_at = end, metadata_at + length
-        if max(each[7] for each in rows) > METADATA_BYTES_MAX or metadata_at > len(metadata):
-            raise bad_request("metadata", "does not have the length that the members say")
         check(found[-1])
         if len(found) % TURN_REQUESTS_MAX == 0:
             await asyncio.sleep(0)
@@ -207,14 +213,13 @@ async def _requests(
         raise bad_request("members", "there are more than the headers say")
     if metadata_at != len(metadata):
         raise bad_request("metadata", "does not have the length that the members say")
-    _check_columns(members)
     return found
 
 
 def _check_signs(packed: bytes, stride: int, field: str) -> None:
     """Checks, over all bodies at once, what the ledger reads of them as signed numbers."""
     for name, at in (("source", SOURCE_AT), ("destination", DESTINATION_AT), ("time", IMPORT_AT)):
-        if max(packed[at + 7 :: stride]) > _SIGN_BYTE_MAX:
+        if max(packed[at + 7 :: stride], default=0) > _SIGN_BYTE_MAX:
             raise bad_request(field, f"one has a {name} of more than 63 bits")
 
 
@@ -223,6 +228,8 @@ def _check_columns(members: bytes) -> None:
 
     A leg whose other side is nowhere would be posted, and be damage when the log is replayed.
     """
+    if len(members) % MEMBER.size:
+        raise bad_request("members", f"{len(members)} bytes are not members of {MEMBER.size}")
     _check_signs(members, MEMBER.size, "members")
     for at in (SHARDS_AT, SHARDS_AT + 2):
         low, high = members[at :: MEMBER.size], members[at + 1 :: MEMBER.size]
@@ -230,14 +237,33 @@ def _check_columns(members: bytes) -> None:
             raise bad_request("members", "one has an account on no shard")
 
 
-def _check_members(rows: list[tuple[Any, ...]]) -> None:
-    """Checks the members of one transaction, all of them or those that touch one shard."""
-    transfer_id, index_before, size = rows[0][0], -1, rows[0][10]
-    if size > GROUP_SIZE_MAX or len(rows) > max(size, 1):
+def _check_members(own: bytes) -> int:
+    """Checks the members of one transaction, all of them or those that touch one shard.
+
+    Returns how long their metadata is.
+    """
+    size, index_before, metadata_bytes = own[GROUP_SIZE_AT], -1, 0
+    if size > GROUP_SIZE_MAX or len(own) > max(size, 1) * MEMBER.size:
         raise bad_request("members", f"a group cannot have {size} transfers")
-    for id_, source, destination, amount, _, _, currency, _, _, index, its_size in rows:
-        if (id_, its_size) != (transfer_id, size) or not index_before < index < max(size, 1):
+    for at in range(0, len(own), MEMBER.size):
+        index = own[at + INDEX_AT]
+        same_id = not at or own[at : at + TRANSFER_ID_BYTES] == own[:TRANSFER_ID_BYTES]
+        same_size = own[at + GROUP_SIZE_AT] == size
+        if not (same_id and same_size and index_before < index < max(size, 1)):
             raise bad_request("members", "those of a transaction do not belong together")
-        if amount <= 0 or source == destination or not currency:
-            raise bad_request("members", "one is to be refused before it becomes a transaction")
         index_before = index
+        same_account = read_i64_le(own, at + SOURCE_AT) == read_i64_le(own, at + DESTINATION_AT)
+        has_currency = own[at + CURRENCY_AT] or own[at + CURRENCY_AT + 1]
+        if read_i64_le(own, at + AMOUNT_AT) <= 0 or same_account or not has_currency:
+            raise bad_request("members", "one is to be refused before it becomes a transaction")
+        length = own[at + METADATA_LENGTH_AT] | own[at + METADATA_LENGTH_AT + 1] << 8
+        if length > METADATA_BYTES_MAX:
+            raise bad_request("metadata", f"one has more than {METADATA_BYTES_MAX} bytes")
+        metadata_bytes += length
+    return metadata_bytes
+
+
+def _shards(members: bytes, at: int) -> tuple[int, int]:
+    """The shards of a member's source and destination accounts."""
+    shards = read_i32_le(members, at + SHARDS_AT)
+    return shards & 0xFFFF, shards >> 16 & 0xFFFF

@@ -13,14 +13,13 @@ from shard_node.damage import DamagedStateError
 from shard_node.log import MemoryLog
 from shard_node.memory_state import MemoryState
 from shard_node.records import LogIdentity
+from shard_node.rows import open_row, seal_row
 from shard_node.state import (
     KEY_RANGE_FACTOR,
     Checkpoint,
     LmdbState,
     Row,
     StateFile,
-    open_row,
-    seal_row,
 )
 from tests.support.blocks import draft_of, epoch_draft
 from tests.support.engines import IDENTITY, SHARD, START_US
@@ -274,9 +273,14 @@ STARTS = [
 NEAR = [(4, 2), (5, 1), (5, 3), (6, 2), (5, 65_535)]
 
 
+def starting(start: tuple[int, int]) -> Period:
+    """A period of account 5: no other has the same sums."""
+    return period(*start, before=start[1])
+
+
 @pytest.fixture
 def with_periods(site: Site) -> Site:
-    mine = [period_row(5, 2, period(*start)) for start in STARTS]
+    mine = [period_row(5, 2, starting(start)) for start in STARTS]
     near = [period_row(*whose, period(*start)) for whose in NEAR for start in STARTS]
     site.write([account_row(account(each)) for each in (4, 5, 6)], mine + near)
     return site
@@ -299,10 +303,22 @@ def test_periods_at_every_edge(with_periods: Site, time_us: int, sequence: int) 
     before = [start for start in STARTS if start < (time_us, sequence)]
     after = [start for start in STARTS if start >= (time_us, sequence)]
     found = state.period_before(5, 2, time_us, sequence)
-    assert found == (period(*before[-1]) if before else None)
+    assert found == (starting(before[-1]) if before else None)
     for count in (1, 2, 10):
-        expected = [period(*start) for start in after[:count]]
+        expected = [starting(start) for start in after[:count]]
         assert state.periods(5, 2, time_us, sequence, count) == expected
+
+
+@pytest.mark.parametrize("from_us", sorted({time_us for time_us, _ in EDGES if time_us < 2**63}))
+def test_the_ends_of_hours_from_every_edge_to_every_edge(with_periods: Site, from_us: int) -> None:
+    for to_us, _ in EDGES:
+        expected: dict[int, tuple[int, int]] = {}
+        for start_us, first_sequence in STARTS:
+            if from_us <= start_us < to_us:
+                expected[start_us - start_us % HOUR_US] = first_sequence + 1, 0
+        found = with_periods.state.hour_ends(5, 2, from_us, to_us)
+        assert found == list(expected.items()), (from_us, to_us)
+    assert with_periods.state.hour_ends(3, 2, from_us, 2**63 - 1) == []
 
 
 def test_periods_of_nobody(with_periods: Site) -> None:
@@ -370,6 +386,7 @@ def test_a_damaged_row_is_found_when_it_is_read(file: StateFile, rng: random.Ran
         (file.periods, entry, lambda: state.load_account(1)),
         (file.periods, entry, lambda: state.period_before(1, 1, 2**63 - 1, 0)),
         (file.periods, entry, lambda: state.periods(1, 1, 0, 0, 1)),
+        (file.periods, entry, lambda: state.hour_ends(1, 1, 0, 2**63 - 1)),
     ]
     for table, (row_key, value), read in reads:
         sealed = seal_row(row_key, value)

@@ -93,7 +93,7 @@ def _trust_rows() -> None:
     def open_row(key: bytes, value: bytes) -> bytes:
         return value[:-4]
 
-    state.open_row = open_row
+    vars(state)["open_row"] = open_row  # where it is imported to
 
 
 def _skip_fold() -> None:

@@ -34,8 +34,9 @@ from shard_node.records import (
     decode_block,
     records_of,
 )
+from shard_node.rows import read_key_row, seal_row
 from shard_node.startup import checkpoint_now, recover
-from shard_node.state import Checkpoint, read_key_row, seal_row
+from shard_node.state import Checkpoint
 from shard_node.store import Store
 from shard_node.transactions import read_transaction_row
 from tests.hostile.target import Target, join_parts, split_parts

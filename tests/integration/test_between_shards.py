@@ -37,7 +37,7 @@ from doubloon.v1 import shard_service_pb2
 from scripts.local_cluster import COORDINATOR, SHARD
 from scripts.processes import ProcessEnded, start_mark
 from shard_node.clearing import clearing_row, read_clearing_row
-from shard_node.state import open_row, seal_row
+from shard_node.rows import open_row, seal_row
 from tests.support import POLL_S, eventually
 from tests.support.cli import Answer, Cli
 from tests.support.clusters import GOLD, LiveCluster, Town, live_cluster, settle_town

@@ -20,7 +20,7 @@ from shard_node.records import (
     LogIdentity,
     cluster_id_of,
 )
-from shard_node.state import open_row, seal_row
+from shard_node.rows import open_row, seal_row
 from shard_node.verify import verify_history
 from tests.support.engines import IDENTITY
 from tests.support.folders import (

@@ -14,6 +14,7 @@ MEMORY: Final = "shard_node/memory.py"
 OPEN_BLOCK: Final = "shard_node/open_block.py"
 RECORDS: Final = "shard_node/records.py"
 STARTUP: Final = "shard_node/startup.py"
+ROWS: Final = "shard_node/rows.py"
 STATE: Final = "shard_node/state.py"
 
 DURABLE: Final = (
@@ -224,7 +225,7 @@ MEMORY_AND_STATE: Final = (
         Promise.EXACTLY_ONCE,
         found_by("contract/test_state.py::test_keys_are_found_near_each_other_and_far_apart"),
         Edit(
-            STATE,
+            ROWS,
             "    return rows\n\n\ndef read_key_row",
             "    return rows[:-1]\n\n\ndef read_key_row",
         ),
@@ -294,12 +295,12 @@ BELIEVED: Final = (
         Promise.TAMPER_EVIDENCE,
         found_by("contract/test_state.py::test_a_row_in_anothers_place_is_found"),
         Edit(
-            STATE,
+            ROWS,
             "    return body + _CRC.pack(zlib.crc32(body, zlib.crc32(key)))\n",
             "    return body + _CRC.pack(zlib.crc32(body))\n",
         ),
         Edit(
-            STATE,
+            ROWS,
             "    if crc != _CRC.pack(zlib.crc32(body, zlib.crc32(key))):\n",
             "    if crc != _CRC.pack(zlib.crc32(body)):\n",
         ),

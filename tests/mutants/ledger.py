@@ -295,8 +295,8 @@ SUMS: Final = (
         found_by("unit/test_queries.py::test_a_series_is_a_fold_of_each_hour"),
         Edit(
             QUERIES,
-            "        ends[to_us - to_us % HOUR_US] = self.totals_at(to_us)\n",
-            "        ends.setdefault(to_us - to_us % HOUR_US, self.totals_at(to_us))\n",
+            "        ends[to_us - to_us % HOUR_US] = self.totals_at(to_us).sums\n",
+            "        ends.setdefault(to_us - to_us % HOUR_US, self.totals_at(to_us).sums)\n",
         ),
     ),
     planted(

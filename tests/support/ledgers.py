@@ -21,7 +21,7 @@ from shard_node.memory_state import MemoryState
 from shard_node.queries import AccountHistory
 from shard_node.records import LogIdentity, cluster_id_of
 from shard_node.startup import checkpoint_now, recover
-from shard_node.state import TABLES, Checkpoint, StateReader
+from shard_node.state import TABLES, Checkpoint, HourEnd, StateReader
 from shard_node.store import Store
 from tests.support.naive_ledger import PLAYER, SYSTEM, Ask, Result
 
@@ -76,6 +76,12 @@ class CountingState(MemoryState):
     ) -> list[Period]:
         found = super().periods(account_id, currency, time_us, sequence, count)
         self._reads.seeks += 1
+        self._reads.rows += len(found)
+        return found
+
+    def hour_ends(self, account_id: int, currency: int, from_us: int, to_us: int) -> list[HourEnd]:
+        found = super().hour_ends(account_id, currency, from_us, to_us)
+        self._reads.seeks += 1 + len(found)
         self._reads.rows += len(found)
         return found
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from cluster.refusals import RefusalReason
 from shard_node.books import HOUR_US, account_row, read_account_row, read_period_row
-from shard_node.state import TABLES, LmdbState, StateFile, open_row
+from shard_node.rows import open_row
+from shard_node.state import TABLES, LmdbState, StateFile
 from shard_node.transactions import REMEMBERED_US, Decided, read_transaction_row
 from tests.support.crossing import HERE, LIFE_US, SECOND_US, YES, Attempt, CrossingRig, Move, no
 from tests.support.ledgers import BANK, START_US, CountingState, Reads, Tables, transfer_id

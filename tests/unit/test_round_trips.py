@@ -38,7 +38,8 @@ from shard_node.books import (
 from shard_node.clearing import clearing_row, read_clearing_row
 from shard_node.legs import legs_on, split_members
 from shard_node.records import HASH_BYTES, block_value, decode_block
-from shard_node.state import Checkpoint, open_row, seal_row
+from shard_node.rows import open_row, seal_row
+from shard_node.state import Checkpoint
 from shard_node.transactions import (
     Decided,
     Header,

@@ -1,0 +1,51 @@
+"""Rows as the state's file has them: sealed by a checksum, or (keys) pointing to their record."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from shard_node.damage import DamagedStateError
+from shard_node.records import key_rows
+
+if TYPE_CHECKING:
+    from shard_node.log import Log
+
+_CRC: Final = struct.Struct("<I")
+_SEQUENCE: Final = struct.Struct("<Q")  # as `records.key_rows` writes it
+
+
+def keys_in_log(log: Log, first_sequence: int, sequence: int) -> list[bytes]:
+    """The rows of `keys`, key and value joined, for the durable records from one to another."""
+    rows: list[bytes] = []
+    for block in log.blocks(first_sequence):
+        if block.draft.first_sequence > sequence:
+            break
+        rows += key_rows(block.draft)
+    return rows
+
+
+def read_key_row(value: bytes) -> int:
+    """The sequence that a row of `keys` says. Raises: DamagedStateError."""
+    if len(value) != _SEQUENCE.size:
+        raise DamagedStateError(f"a row of keys has {len(value)} bytes")
+    sequence: int = _SEQUENCE.unpack(value)[0]
+    return sequence
+
+
+def seal_row(key: bytes, body: bytes) -> bytes:
+    """A row's value: its body and a CRC-32 over key and body."""
+    return body + _CRC.pack(zlib.crc32(body, zlib.crc32(key)))
+
+
+def open_row(key: bytes, value: bytes) -> bytes:
+    """A row's body.
+
+    Raises:
+        DamagedStateError: the row is not as it was written.
+    """
+    body, crc = value[:-4], value[-4:]
+    if crc != _CRC.pack(zlib.crc32(body, zlib.crc32(key))):
+        raise DamagedStateError(f"the row of key {key.hex()} does not have its checksum")
+    return body
