@@ -210,7 +210,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     async def ListInDoubt(  # noqa: N802 - the contract's name
         self, request: admin.ListInDoubtRequest, context: Context
     ) -> admin.ListInDoubtResponse:
-        """Ask every shard; without every shard's answer there is none."""
+        """Ask every shard, and say which did not answer: with one away there is most to see."""
         if request.older_than_us < 0:
             raise malformed("older_than_us", "must not be negative")
         if request.transaction_id:
@@ -218,10 +218,11 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         older_us = request.older_than_us
         # Nothing is older than the clock itself; 0 would mean all.
         since_us = max(1, self._clock.now_us() - older_us) if older_us else 0
-        found = await self._in_doubt.find(
-            since_us, request.transaction_id, self._deadlines.of(context)
+        deadline_s = self._within(STATUS_DEADLINE_S, context)
+        found = await self._in_doubt.find(since_us, request.transaction_id, deadline_s)
+        return admin.ListInDoubtResponse(
+            transactions=found.transactions, unreachable_shard_ids=found.away
         )
-        return admin.ListInDoubtResponse(transactions=found)
 
     async def ResolveTransaction(  # noqa: N802 - the contract's name
         self, request: admin.ResolveTransactionRequest, context: Context

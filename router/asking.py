@@ -2,6 +2,7 @@
 
 import asyncio
 
+from cluster.rpc import Fault
 from cluster.shard_client import Method, Q, R
 from cluster.shard_pool import ShardPool
 
@@ -28,6 +29,24 @@ class Shards:
             Fault: as `ShardPool.call_located`.
         """
         return await self._pool.call_located(lambda _: shard_id, method, request, deadline_s)
+
+    async def ask_each(
+        self, method: Method[Q, R], request: Q, deadline_s: float
+    ) -> dict[int, R | Fault]:
+        """Ask every shard; what each answered, or why it did not, in order of shard.
+
+        Raises:
+            Fault: UNAVAILABLE, definite: no topology is known yet.
+        """
+        ids = self.ids
+
+        async def ask(shard_id: int) -> R | Fault:
+            try:
+                return await self.ask(shard_id, method, request, deadline_s)
+            except Fault as fault:
+                return fault
+
+        return dict(zip(ids, await asyncio.gather(*map(ask, ids)), strict=True))
 
     async def ask_all(self, method: Method[Q, R], request: Q, deadline_s: float) -> dict[int, R]:
         """Ask every shard; the answers, in order of shard. Without all answers there is none.

@@ -5,6 +5,7 @@ see it, or not to wait. It takes the same steps as they do, and may take them at
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import grpc
 
@@ -26,16 +27,27 @@ _COMMITTED = admin.TRANSACTION_FATE_COMMITTED
 _ABORTED = admin.TRANSACTION_FATE_ABORTED
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What shards have in doubt.
+
+    Attributes:
+        transactions: of the shards that answered.
+        away: those that did not, with the reason.
+    """
+
+    transactions: list[coordinator.TransactionInfo]
+    away: dict[int, Fault]
+
+
 class InDoubt:
     """Lists and resolves transactions. Deadlines are in the running loop's time."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
 
-    async def find(
-        self, since_us: int, transaction_id: bytes, deadline_s: float
-    ) -> list[coordinator.TransactionInfo]:
-        """Return what every shard has in doubt, or decided and not finished; the oldest first.
+    async def find(self, since_us: int, transaction_id: bytes, deadline_s: float) -> Found:
+        """Return what the shards have in doubt, or decided and not finished; the oldest first.
 
         Args:
             since_us: only what has stood so since then or before, microseconds; 0 = all.
@@ -43,12 +55,32 @@ class InDoubt:
             deadline_s: when to stop.
 
         Raises:
-            Fault: a shard did not answer, so that not all is known.
+            Fault: no topology is known.
         """
         request = shard.ListTransactionsRequest(since_us=since_us, transaction_id=transaction_id)
-        answers = await self._shards.ask_all(LIST_TRANSACTIONS, request, deadline_s)
-        found = [info for answer in answers.values() for info in answer.transactions]
-        return sorted(found, key=lambda info: (info.since_us, info.shard_id))
+        answers = await self._shards.ask_each(LIST_TRANSACTIONS, request, deadline_s)
+        found: list[coordinator.TransactionInfo] = []
+        away: dict[int, Fault] = {}
+        for shard_id, answer in answers.items():
+            if isinstance(answer, Fault):
+                away[shard_id] = answer
+            else:
+                found += answer.transactions
+        found.sort(key=lambda info: (info.since_us, info.shard_id))
+        return Found(found, away)
+
+    async def _find_all(
+        self, transaction_id: bytes, deadline_s: float
+    ) -> list[coordinator.TransactionInfo]:
+        """Return how every shard sees a transaction.
+
+        Raises:
+            Fault: that of a shard that did not answer, so that not all is known.
+        """
+        found = await self.find(0, transaction_id, deadline_s)
+        for fault in found.away.values():
+            raise fault
+        return found.transactions
 
     async def resolve(
         self, transaction_id: bytes, deadline_s: float
@@ -59,7 +91,7 @@ class InDoubt:
             Fault: NOT_FOUND: no shard has it in doubt (any more). FAILED_PRECONDITION: it is
                 undecided, and its deadline is not over. Or what a shard answered.
         """
-        found = await self.find(0, transaction_id, deadline_s)
+        found = await self._find_all(transaction_id, deadline_s)
         if not found:
             raise _gone("no shard has this transaction in doubt")
         home, deadline_us = found[0].home_shard_id, found[0].deadline_us
@@ -74,7 +106,7 @@ class InDoubt:
             )
         # A home forgets what all have posted, and then knows no better than that the deadline is
         # over. Whoever still has it prepared now had it while the home was asked.
-        now = await self.find(0, transaction_id, deadline_s)
+        now = await self._find_all(transaction_id, deadline_s)
         if fate == Fate.COMMITTED:
             await self._commit(transaction_id, home, decided_us, [*found, *now], deadline_s)
             return _COMMITTED

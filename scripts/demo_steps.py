@@ -282,12 +282,14 @@ class Demo:
         self._findings.check("the audit between shards", detail, passed=clean)
         left = await self._admin.in_doubt()
         for _ in range(_FORGETTING_TRIES):
-            if not left:
+            if left.is_nothing:
                 break
             await asyncio.sleep(_FORGETTING_S)  # homes forget what is finished in their own time
             left = await self._admin.in_doubt()
         self._findings.check(
-            "nothing is in doubt", f"{len(left)} transactions listed", passed=not left
+            "nothing is in doubt",
+            f"{len(left.transactions)} transactions listed",
+            passed=left.is_nothing,
         )
 
 

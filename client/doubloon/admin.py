@@ -12,8 +12,8 @@ from doubloon.operations import (
     ClusterStatus,
     ConservationReport,
     Currency,
+    InDoubt,
     ProcessHealth,
-    TransactionInfo,
 )
 from doubloon.retry import TIMEOUT_S, Retrier, RetryPolicy, Timing
 from doubloon.times import Duration, Instant, duration_us, instant_us
@@ -114,15 +114,12 @@ class AsyncAdminClient(Closing):
 
     async def in_doubt(
         self, *, older_than: Duration | None = None, transaction_id: bytes = b""
-    ) -> tuple[TransactionInfo, ...]:
+    ) -> InDoubt:
         """Return the transactions between shards that are in doubt, or decided and not finished.
 
         Args:
             older_than: only those at least this old; None = all.
             transaction_id: only this one, 16 bytes; b"" = no such restriction.
-
-        Returns:
-            One for each transaction and shard, the oldest first.
         """
         request = wire.filled(
             pb.ListInDoubtRequest(),
@@ -130,7 +127,10 @@ class AsyncAdminClient(Closing):
             transaction_id=transaction_id,
         )
         response = await self._caller.unary(lambda router: router.admin.ListInDoubt, request)
-        return tuple(map(wire.transaction, response.transactions))
+        return InDoubt(
+            tuple(map(wire.transaction, response.transactions)),
+            tuple(response.unreachable_shard_ids),
+        )
 
     async def resolve_transaction(self, transaction_id: bytes) -> TransactionFate:
         """Resolve a transaction now: finish it if it was decided, abort it past its deadline.

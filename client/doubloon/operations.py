@@ -258,3 +258,18 @@ class TransactionInfo:
     def since(self) -> datetime | None:
         """`since_us` as an aware datetime."""
         return as_datetime(self.since_us)
+
+
+@dataclass(frozen=True, slots=True)
+class InDoubt:
+    """What is in doubt, or decided and not finished, between shards."""
+
+    transactions: tuple[TransactionInfo, ...]
+    """One for each transaction and shard, the oldest first."""
+    unreachable_shard_ids: tuple[int, ...]
+    """The shards that did not answer in time: what they have in doubt is not listed."""
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether every shard has answered that it has nothing in doubt."""
+        return not self.transactions and not self.unreachable_shard_ids

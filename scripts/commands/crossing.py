@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from doubloon import AuditReport, TransactionInfo
+from doubloon import AuditReport, InDoubt
 from scripts.commands.params import instant
 from scripts.commands.session import EXIT_FAILED, Clients, Session, connected, table
 from scripts.units import show_amount, show_time
@@ -77,7 +77,10 @@ _ID = click.argument("transaction_id", metavar="ID", callback=_transaction_id)
 async def list_(session: Session, clients: Clients, *, older_than_s: float) -> None:
     """List what is in doubt, or decided and not finished, the oldest first."""
     found = await clients.admin.in_doubt(older_than=int(older_than_s * _SECOND_US))
-    session.answer(found, lambda: _transactions(found, f"{len(found)} in doubt or unfinished"))
+    title = f"{len(found.transactions)} in doubt or unfinished"
+    session.answer(found, lambda: _transactions(found, title))
+    if found.unreachable_shard_ids:
+        raise click.exceptions.Exit(EXIT_FAILED)
 
 
 @txn.command()
@@ -86,9 +89,10 @@ async def list_(session: Session, clients: Clients, *, older_than_s: float) -> N
 async def show(session: Session, clients: Clients, *, transaction_id: bytes) -> None:
     """Show one transaction as every shard sees it."""
     found = await clients.admin.in_doubt(transaction_id=transaction_id)
-    title = f"transaction {transaction_id.hex()}" + ("" if found else " is not in doubt anywhere")
+    seen = found.transactions
+    title = f"transaction {transaction_id.hex()}" + ("" if seen else " is in doubt nowhere")
     session.answer(found, lambda: _transactions(found, title))
-    if not found:
+    if not seen or found.unreachable_shard_ids:
         raise click.exceptions.Exit(EXIT_FAILED)
 
 
@@ -101,10 +105,12 @@ async def resolve(session: Session, clients: Clients, *, transaction_id: bytes) 
     session.answer({"transaction_id": transaction_id, "fate": fate}, lambda: Text(fate.name))
 
 
-def _transactions(found: tuple[TransactionInfo, ...], title: str) -> Table:
+def _transactions(found: InDoubt, title: str) -> Table:
+    if away := ", ".join(map(str, found.unreachable_shard_ids)):
+        title += f"; NO ANSWER FROM SHARD {away}, which may have more"
     made = table("transaction|", "on shard>", "state", "since", "home>", "others", "deadline",
                  "decided", "transfers>", "key", title=title)  # fmt: skip
-    for each in found:
+    for each in found.transactions:
         made.add_row(
             each.transaction_id.hex(), str(each.shard_id), each.state.name,
             show_time(each.since_us), str(each.home_shard_id),

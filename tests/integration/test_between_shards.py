@@ -80,7 +80,7 @@ async def town(live: LiveCluster, first_ids: Iterator[int]) -> AsyncIterator[Tow
 async def until_settled(live: LiveCluster) -> None:
     """Nothing may be left in doubt by any test, nor undecided for long by anything."""
     async with asyncio.timeout(SEEN_S):
-        while await live.admin.in_doubt():  # noqa: ASYNC110 - no event reaches us from another process
+        while not (await live.admin.in_doubt()).is_nothing:  # noqa: ASYNC110 - no event reaches us from another process
             await asyncio.sleep(POLL_S)
 
 
@@ -255,15 +255,18 @@ async def test_an_operator_ends_what_no_coordinator_is_left_to_end(tmp_path: Pat
             (lost,) = await asking
             assert lost.fault is not None
             assert lost.fault.indefinite
+        listed = await live.admin.in_doubt()  # most of all while a shard is away
+        assert ([each.shard_id for each in listed.transactions]) == [away]
+        assert listed.unreachable_shard_ids == (home,)
         await processes.restart(SHARD, home)
-        (seen,) = await live.admin.in_doubt()
+        (seen,) = (await live.admin.in_doubt()).transactions
         assert (seen.state, seen.shard_id) == (TransactionState.PREPARED, away)
         assert (seen.home_shard_id, seen.size) == (home, 1)
         assert (seen.key_account_id, seen.transfer_id) == (transfer.source, transfer.transfer_id)
         shards = (await live.admin.cluster_status()).shards
         assert [shard.transactions_prepared for shard in shards] == [0, 1]
         await operators_end(Cli(tmp_path, "unused"), live, seen.transaction_id.hex())
-        assert await live.admin.in_doubt() == ()
+        assert (await live.admin.in_doubt()).is_nothing
         with pytest.raises(NotFound):
             await live.wallet.get_transfer(transfer.source, transfer.transfer_id)
         await processes.restart(COORDINATOR, 1)
@@ -279,14 +282,14 @@ async def operators_end(cli: Cli, live: LiveCluster, id_: str) -> None:
         router = live.processes.routers[0]
         return await asyncio.to_thread(cli.run, *args, "--json", "--router", router)
 
-    (listed,) = (await doubloon("txn", "list")).value
+    (listed,) = (await doubloon("txn", "list")).value["transactions"]
     assert (listed["transaction_id"], listed["state"]) == (id_, "PREPARED")
-    assert (await doubloon("txn", "show", id_)).value == [listed]
+    assert (await doubloon("txn", "show", id_)).value["transactions"] == [listed]
     async with asyncio.timeout(SEEN_S):
         while (ended := await doubloon("txn", "resolve", id_)).code:
             assert ended.value["fault"]["code"] == "FAILED_PRECONDITION", "its deadline is not over"
     assert ended.value == {"transaction_id": id_, "fate": "ABORTED"}
-    assert (await doubloon("txn", "list")).value == []
+    assert (await doubloon("txn", "list")).value["transactions"] == []
     assert (await doubloon("txn", "show", id_)).code == 1
     assert (await doubloon("txn", "resolve", id_)).value["fault"]["code"] == "NOT_FOUND"
 

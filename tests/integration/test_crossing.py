@@ -23,7 +23,7 @@ from scripts.commands.session import EXIT_FAILED, EXIT_REFUSED
 from scripts.local_cluster import COORDINATOR
 from scripts.naive import Books
 from tests.support import POLL_S
-from tests.support.cli import Cli
+from tests.support.cli import NOTHING_IN_DOUBT, Cli
 from tests.support.clusters import (
     GOLD,
     TREASURY_FLOOR_MINOR,
@@ -89,7 +89,7 @@ async def check_books(live: LiveCluster, town: Town, transfers: Sequence[Transfe
 
 async def until_nothing_is_in_doubt(live: LiveCluster) -> None:
     async with asyncio.timeout(SETTLE_S):
-        while await live.admin.in_doubt():  # noqa: ASYNC110 - no event reaches us from another process
+        while not (await live.admin.in_doubt()).is_nothing:  # noqa: ASYNC110 - no event reaches us from another process
             await asyncio.sleep(POLL_S)
 
 
@@ -173,8 +173,8 @@ async def test_operators_commands_about_what_crosses(
     assert audit.code == 0
     assert "the shards' books agree" in audit.output
     await until_nothing_is_in_doubt(live)
-    assert await asyncio.to_thread(cli.ask, "txn", "list", *router) == []
-    for command, said in (("show", "is not in doubt anywhere"), ("resolve", "NOT_FOUND")):
+    assert await asyncio.to_thread(cli.ask, "txn", "list", *router) == NOTHING_IN_DOUBT
+    for command, said in (("show", "is in doubt nowhere"), ("resolve", "NOT_FOUND")):
         answer = await asyncio.to_thread(cli.run, "txn", command, "00" * 16, *router)
         assert answer.code == EXIT_FAILED
         assert said in answer.output + answer.errors
@@ -237,4 +237,4 @@ async def play_while_coordinators_die(live: LiveCluster, town: Town, rng: random
 async def test_a_transaction_that_nobody_knows_is_not_found(live: LiveCluster) -> None:
     with pytest.raises(NotFound):
         await live.admin.resolve_transaction(bytes(16))
-    assert await live.admin.in_doubt(transaction_id=bytes(16)) == ()
+    assert (await live.admin.in_doubt(transaction_id=bytes(16))).is_nothing

@@ -115,7 +115,7 @@ class FakeAdmin(AdminServiceServicer):
             participant_shard_ids=[2, 3],
             since_us=START_US - request.older_than_us,
         )
-        return pb.ListInDoubtResponse(transactions=[info])
+        return pb.ListInDoubtResponse(transactions=[info], unreachable_shard_ids=[4])
 
     async def ResolveTransaction(
         self, request: pb.ResolveTransactionRequest, context: Context

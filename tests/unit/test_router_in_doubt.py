@@ -64,12 +64,24 @@ async def test_what_every_shard_has_is_listed_the_oldest_first() -> None:
 
 
 @virtual_time
-async def test_a_list_without_every_shard_is_none() -> None:
+async def test_a_list_says_which_shards_are_missing_from_it() -> None:
     async with router() as it:
+        put(it, info(1), info(3))
+        it.cluster.node(2).gone.set()
+        response = await it.admin.ListInDoubt(admin.ListInDoubtRequest(), Call(3.0))
+        assert list(response.transactions) == [info(1), info(3)]
+        assert list(response.unreachable_shard_ids) == [2]
+
+
+@virtual_time
+async def test_nothing_is_resolved_without_every_shards_word() -> None:
+    async with router() as it:
+        put(it, info(1), info(3))
         it.cluster.node(2).gone.set()
         with pytest.raises(Fault) as caught:
-            await it.admin.ListInDoubt(admin.ListInDoubtRequest(), Call(3.0))
+            await resolve(it)
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert asked_of(it, HOME) == asked_of(it, 3) == []
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,9 @@ async def test_what_operators_ask_about_what_crosses(wallet: FakeWallet) -> None
         assert (pair.unposted_minor, pair.differing_transaction_ids) == (7, (bytes(16),))
         at = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
         assert (await client.audit(at)).as_of == at
-        (info,) = await client.in_doubt(older_than=timedelta(seconds=2), transaction_id=b"x" * 16)
+        seen = await client.in_doubt(older_than=timedelta(seconds=2), transaction_id=b"x" * 16)
+        assert (seen.unreachable_shard_ids, seen.is_nothing) == ((4,), False)
+        (info,) = seen.transactions
         assert (info.transaction_id, info.since_us) == (b"x" * 16, START_US - 2_000_000)
         assert info.state is doubloon.TransactionState.PREPARED
         assert (info.home_shard_id, info.participant_shard_ids) == (1, (2, 3))

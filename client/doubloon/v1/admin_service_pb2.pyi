@@ -766,18 +766,24 @@ class ListInDoubtResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_SHARD_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_coordinator_service_pb2.TransactionInfo]:
         """One for each transaction and shard, the oldest first; at most 1,000 for each shard."""
+
+    @_builtins.property
+    def unreachable_shard_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The shards that did not answer in time, ascending: what they have in doubt is not listed."""
 
     def __init__(
         self,
         *,
         transactions: _abc.Iterable[_coordinator_service_pb2.TransactionInfo] | None = ...,
+        unreachable_shard_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions", "unreachable_shard_ids", b"unreachable_shard_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
