@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.support import ROOT
 
-NOTHING_IN_DOUBT = {"transactions": [], "unreachable_shard_ids": []}
+NOTHING_IN_DOUBT: dict[str, list[object]] = {"transactions": [], "unreachable_shard_ids": []}
 """What `txn list --json` says when all is settled."""
 
 TIMEOUT_S = 60.0  # starting a cluster on a busy machine is the longest of them
