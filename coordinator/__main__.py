@@ -4,7 +4,6 @@ It keeps nothing that matters: any number of them may run, and any may be killed
 """
 
 import asyncio
-import gc
 import importlib.metadata
 import os
 import random
@@ -26,7 +25,7 @@ from cluster.membership import (
     MembershipUnavailable,
     join_patiently,
 )
-from cluster.runtime import run
+from cluster.runtime import collect_seldom, run
 from cluster.shard_client import GrpcShardClient
 from cluster.shard_pool import ShardPool
 from coordinator import recovery, rounds, service
@@ -42,9 +41,6 @@ REMINDER_S = 10.0
 HOST_LETTERS_MAX = 50
 # Shard nodes refuse deadlines further ahead than ten seconds; the rest is for clocks that differ.
 TRANSACTION_LIFE_MAX_S = 8.0
-# Transactions have no cycles and live for milliseconds, so the collector is in no hurry to look at
-# the young ones and never looks at all that there are in one piece.
-GC_THRESHOLDS = (50_000, 20, 1_000_000)
 
 _LOG = structlog.stdlib.get_logger(COORDINATOR_ROLE)
 
@@ -140,8 +136,7 @@ async def serve(config: CommonConfig, member_id: str, bounds: Bounds, stop: asyn
     address = config.address(f"{config.listen.rpartition(':')[0]}:{port}")
     member = Member(COORDINATOR_ROLE, member_id, address, version, started_us)
     _LOG.info("listening", address=address, version=version)
-    gc.set_threshold(*GC_THRESHOLDS)
-    gc.freeze()  # what the start left is never garbage
+    collect_seldom()
     async with asyncio.TaskGroup() as background:
         following = background.create_task(parts.pool.follow())
         working = background.create_task(_work(membership, member, parts))

@@ -19,7 +19,7 @@ from cluster.config import CommonConfig, server_options
 from cluster.etcd_membership import EtcdMembership
 from cluster.logs import configure
 from cluster.membership import Member, Membership, MembershipUnavailable
-from cluster.runtime import LoopMonitor, run
+from cluster.runtime import LoopMonitor, collect_seldom, run
 from cluster.shard_client import GrpcShardClient
 from cluster.shard_pool import ShardPool
 from doubloon.v1 import admin_service_pb2_grpc, wallet_service_pb2_grpc
@@ -144,7 +144,6 @@ async def serve(
 ) -> None:
     """Serve until `stop` is set, then let what is in progress end, for a bounded time."""
     monitor = LoopMonitor()
-    monitor.start()
     membership = await EtcdMembership.open(config.etcd, config.cluster, config.etcd_tls)
     version, started_us = importlib.metadata.version("doubloon-server"), WallClock().now_us()
     process = ProcessFacts(
@@ -154,6 +153,8 @@ async def serve(
     address = config.address(await _start(parts.server, config.listen))
     member = Member(ROLE, member_id, address, version, started_us)
     _LOG.info("listening", address=address, version=version, allow_imports=allow_imports)
+    collect_seldom()
+    monitor.start()  # only now: what a start takes holds nobody up
     async with asyncio.TaskGroup() as background:
         following = [
             background.create_task(pool.follow()) for pool in (parts.pool, parts.coordinators)

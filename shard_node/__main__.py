@@ -173,7 +173,6 @@ async def serve(
         collector = YoungCollector()
         collector.start()
         monitor = runtime.LoopMonitor()
-        monitor.start()
         facts = ProcessFacts(member_id, version, started_us, epoch)
         status = StatusReporter(engine, membership, facts, monitor)
         servicer = ShardServicer(
@@ -185,6 +184,7 @@ async def serve(
         member = Member(SHARD_NODE_ROLE, member_id, address, version, started_us)
         joining = asyncio.create_task(join_patiently(membership, member))
         _LOG.info("serving", address=address, shard=identity.shard_id, epoch=epoch, version=version)
+        monitor.start()  # only now: what a start takes holds nobody up
         await stopped_or_superseded(membership, identity.shard_id, epoch, stop)
         joining.cancel()
         await membership.leave()

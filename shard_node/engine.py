@@ -59,10 +59,10 @@ if TYPE_CHECKING:
     from shard_node.records import BlockDraft, LogIdentity, TransferRecord
     from shard_node.store import Store
 
-TURN_TRANSFERS_MAX: Final = 200
-"""Transfers decided in one turn of the event loop: 1 to 2 ms, and up to 5 right after a checkpoint
-was begun, when nearly every transfer is the first to touch its accounts. Slices of a checkpoint and
-the collector take their share of the same round, and 20 ms are the bound for all of it."""
+TURN_TRANSFERS_MAX: Final = 100
+"""Transfers decided in one turn of the event loop: half a millisecond, and up to 3 right after a
+checkpoint was begun, when nearly every transfer is the first to touch its accounts. A question
+waits for some ten turns; turns half as long would cost a tenth of the node's rate."""
 
 LOAD_COST: Final = 5
 """To load an account takes as long as to decide so many transfers: 30 µs beside a busy process."""

@@ -219,15 +219,16 @@ class ShardServicer(CrossingServicer):
         """
         opening: int | None = None
         hours: list[Hour] = []
-        while first_us <= to_us:
+        while True:
             next_us = first_us + SERIES_SLICE_HOURS * HOUR_US
             (history,) = self._histories(account_id, [currency])
             before, some = history.series(first_us, min(to_us, next_us - 1))
             opening = before if opening is None else opening
             hours += some
+            if next_us > to_us:
+                return opening, hours
             first_us = next_us
             await asyncio.sleep(0)
-        return opening or 0, hours
 
     async def ListEntries(  # noqa: N802 - the contract's name
         self, request: wallet_service_pb2.ListEntriesRequest, context: Context
