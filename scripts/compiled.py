@@ -58,12 +58,13 @@ INTERPRETED: Final = "DOUBLOON_INTERPRETED"
 BUILD_TIMEOUT_S: Final = 900.0  # a minute of one core; a busy machine may take its time
 _STAMP: Final = "STAMP"
 
+# To optimise more than this takes twice as long, and the ledger is no faster.
 _SETUP: Final = """
 from mypyc.build import mypycify
 from setuptools import setup
 
 options = ["--strict", "--explicit-package-bases", "--namespace-packages"]
-modules = mypycify([*options, *{modules!r}], opt_level="3", debug_level="0")
+modules = mypycify([*options, *{modules!r}], opt_level="1", debug_level="0")
 setup(name="doubloon-compiled", packages=[], ext_modules=modules)
 """
 
