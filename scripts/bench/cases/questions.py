@@ -33,7 +33,8 @@ SMALL_BATCH = 100
 LOAD_BATCH = 1_000
 FULL_SPEED_TRANSFERS = 500_000
 STRETCH_S = 16.0  # of each repeat: 400 questions of a kind, so p99 is the fourth worst
-HISTORY = 500_000
+HISTORY = 1_000_000  # entries of the account with a month of history
+ALONE = 1_000  # questions of a kind about it, while nothing else goes on
 HERO = 1_000_000_007  # its account's number, far from the others'
 PARTNERS = 1_000
 MONTH_US = 30 * 24 * 3_600 * 1_000_000
@@ -118,6 +119,27 @@ async def _grow_history(rig: Rig, plan: Plan, entries: int) -> None:
             advance(len(batch))
 
 
+async def _alone(rig: Rig, plan: Plan) -> list[Figure]:
+    """Ask about the hero, one question after the other, while nothing else goes on."""
+    figures = []
+    asks: dict[str, Callable[[], Awaitable[object]]] = {
+        "flows": lambda: rig.wallet.flows(HERO),
+        "series": lambda: rig.wallet.balance_series(HERO, CURRENCY),
+    }
+    for name, ask in asks.items():
+        times = []
+        for _ in range(plan.scaled(ALONE, least=20)):
+            since_s = time.perf_counter()
+            await ask()
+            times.append(time.perf_counter() - since_s)
+        taken = Latencies(times)
+        figures += [
+            Figure(f"{name}, nothing else, p{part}", "ms", [taken.percentile_ms(part)])
+            for part in (50, 99)
+        ]
+    return figures
+
+
 async def _full_speed(rig: Rig, plan: Plan, draw: Draw) -> float:
     """Return the most transfers a second that the node makes of such batches."""
     count = plan.scaled(FULL_SPEED_TRANSFERS, LOAD_BATCH, LOAD_IN_FLIGHT)
@@ -175,6 +197,7 @@ async def _run(plan: Plan) -> Outcome:
     async with plan.cluster(allow_imports=True) as rig:
         draw = Draw(plan.accounts, "uniform", plan.seed)
         await _grow_history(rig, plan, plan.scaled(HISTORY, least=1_000))
+        alone = await _alone(rig, plan)
         per_s = await _full_speed(rig, plan, draw) / 2
         watch = CheckpointWatch(rig.cluster.pid(SHARD, 1))
         watching = asyncio.create_task(watch.watch())
@@ -187,6 +210,7 @@ async def _run(plan: Plan) -> Outcome:
     turns = section.usage.longest_turn_ms
     during = [each for each in asked.small if watch.overlaps(each[0], each[0] + each[1])]
     figures = [
+        *alone,
         _p99("flows of 24 h, p99", asked.flows, plan, at_most("6", QUERY_P99_MS_MAX)),
         _p99("series of 30 days, p99", asked.series, plan, at_most("6", QUERY_P99_MS_MAX)),
         _p99("batch of 100, p99 beside a checkpoint", during, plan,
