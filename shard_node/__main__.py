@@ -36,6 +36,7 @@ from shard_node.currencies import Currencies
 from shard_node.damage import DamagedStateError
 from shard_node.limits import Limits
 from shard_node.records import DamagedLogError, LogIdentity, cluster_id_of
+from shard_node.scrubber import ScrubChild, ScrubProgress
 from shard_node.service import ShardServicer
 from shard_node.status import ProcessFacts, StatusReporter
 from shard_node.verify import verify_history
@@ -115,6 +116,20 @@ class StartChecks:
     show_default=True,
     help="The most that the state may grow to.",
 )
+@click.option(
+    "--scrub-mib-s",
+    type=click.IntRange(0, 4_096),
+    default=Limits.scrub_bytes_per_s // MEBIBYTE,
+    show_default=True,
+    help="How fast log and state are read again in the background; 0 = not at all.",
+)
+@click.option(
+    "--scrub-period-s",
+    type=click.IntRange(1),
+    default=Limits.scrub_period_s,
+    show_default=True,
+    help="The least time from one such pass to the next.",
+)
 def main(
     config: CommonConfig,
     shard_id: int,
@@ -124,6 +139,8 @@ def main(
     checkpoint_rows: int,
     log_map_mib: int,
     state_map_mib: int,
+    scrub_mib_s: int,
+    scrub_period_s: int,
     *,
     accept_empty: bool,
     verify_all: bool,
@@ -136,6 +153,8 @@ def main(
         checkpoint_rows=checkpoint_rows,
         log_map_bytes=log_map_mib * MEBIBYTE,
         state_map_bytes=state_map_mib * MEBIBYTE,
+        scrub_bytes_per_s=scrub_mib_s * MEBIBYTE,
+        scrub_period_s=scrub_period_s,
     )
     identity = LogIdentity(cluster_id_of(config.cluster), shard_id)
     checks = StartChecks(verify_all=verify_all, accept_empty=accept_empty)
@@ -162,6 +181,7 @@ async def serve(
         raise runtime.StartRefused(str(error)) from error
     is_empty = check_folder(data, identity, limits, checks)
     writer = await startup.start_writer(data, identity, limits, lock_fd)  # before gRPC: it forks
+    scrub = await start_scrub(data, identity, limits, lock_fd)  # as well
     membership = await EtcdMembership.open(config.etcd, config.cluster, config.etcd_tls)
     try:
         refused = is_empty and not checks.accept_empty
@@ -174,7 +194,9 @@ async def serve(
         collector.start()
         monitor = runtime.LoopMonitor()
         facts = ProcessFacts(member_id, version, started_us, epoch)
-        status = StatusReporter(engine, membership, facts, monitor)
+        status = StatusReporter(engine, membership, facts, monitor, progress_of(scrub))
+        if scrub is not None:
+            scrub.begin()
         servicer = ShardServicer(
             engine, Currencies(membership), status, lambda: topology_version(membership)
         )
@@ -193,6 +215,8 @@ async def serve(
         monitor.stop()
         collector.stop()
     finally:
+        if scrub is not None:
+            await scrub.close()
         await writer.close()
         await membership.close()
 
@@ -213,6 +237,21 @@ def check_folder(data: Path, identity: LogIdentity, limits: Limits, checks: Star
         return startup.is_empty(data, identity, limits)
     except (DamagedLogError, DamagedStateError) as error:
         raise runtime.StartRefused(str(error)) from error
+
+
+async def start_scrub(
+    data: Path, identity: LogIdentity, limits: Limits, lock_fd: int
+) -> ScrubChild | None:
+    """Start the process that reads the folder again while it is served; None = not wanted."""
+    if not limits.scrub_bytes_per_s:
+        return None
+    on_damage = partial(end_process, data)
+    return await ScrubChild.start(data, identity, limits, lock_fd, WallClock(), on_damage)
+
+
+def progress_of(scrub: ScrubChild | None) -> ScrubProgress:
+    """How far the scrub is, now and later."""
+    return scrub.progress if scrub else ScrubProgress()
 
 
 def recover_engine(

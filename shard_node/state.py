@@ -75,7 +75,7 @@ KEY_RANGE_FACTOR: Final = 4
 many rows for each key; fresh time-ordered ids find an empty range at once."""
 
 _CHECKPOINT: Final = struct.Struct(f"<2H16s3Qq{HASH_BYTES}s")
-_CHECKPOINT_KEY: Final = b"checkpoint"
+CHECKPOINT_KEY: Final = b"checkpoint"
 _FORMAT: Final = 1
 _CURRENCY_MAX: Final = 0xFFFF
 _UINT64_MAX: Final = 2**64 - 1
@@ -141,12 +141,12 @@ class Checkpoint:
             self.time_us,
             self.block_hash,
         )
-        return seal_row(_CHECKPOINT_KEY, body)
+        return seal_row(CHECKPOINT_KEY, body)
 
     @classmethod
     def unpack(cls, value: bytes) -> Checkpoint:
         """From its row."""
-        body = open_row(_CHECKPOINT_KEY, value)
+        body = open_row(CHECKPOINT_KEY, value)
         if len(body) != _CHECKPOINT.size:
             raise DamagedStateError(f"the row of the checkpoint has {len(body)} bytes")
         format_, shard_id, cluster_id, block, sequence, first, time_us, digest = _CHECKPOINT.unpack(
@@ -232,7 +232,7 @@ class LmdbState:
     def checkpoint(self) -> Checkpoint | None:
         """See `StateReader`."""
         self._cursor("meta")
-        value = self._txn.get(_CHECKPOINT_KEY, db=self._file.meta)
+        value = self._txn.get(CHECKPOINT_KEY, db=self._file.meta)
         return None if value is None else Checkpoint.unpack(value)
 
     def refresh(self) -> None:
@@ -420,6 +420,7 @@ class StateFile:
         clearing: Iterable[Row] = (),
     ) -> None:
         """Commits a checkpoint, durably. When it raises, the process must end (see `log`)."""
+        self.env.reader_check()  # who died while it looked on would keep old pages for ever
         with self.env.begin(write=True) as txn:
             for key, value in transactions:
                 if value is None:
@@ -436,7 +437,7 @@ class StateFile:
             keys = keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence)
             keys.sort()
             txn.cursor(db=self.keys).putmulti((row[:KEY_BYTES], row[KEY_BYTES:]) for row in keys)
-            txn.put(_CHECKPOINT_KEY, checkpoint.pack(), db=self.meta)
+            txn.put(CHECKPOINT_KEY, checkpoint.pack(), db=self.meta)
 
     def used_bytes(self) -> int:
         """Bytes of the file up to its highest page in use."""

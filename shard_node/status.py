@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.membership import SHARD_NODE_ROLE
 from cluster.runtime import anonymous_memory_bytes
 from doubloon.v1 import admin_service_pb2
+from shard_node.scrubber import ScrubProgress
 
 if TYPE_CHECKING:
     from cluster.membership import Membership
@@ -44,11 +45,13 @@ class StatusReporter:
         membership: Membership,
         process: ProcessFacts,
         monitor: LoopMonitor,
+        scrub: ScrubProgress | None = None,
     ) -> None:
         self._engine = engine
         self._membership = membership
         self._process = process
         self._monitor = monitor
+        self._scrub = scrub or ScrubProgress()
 
     def shard(self) -> admin_service_pb2.ShardStatus:
         """The shard."""
@@ -81,12 +84,17 @@ class StatusReporter:
             transactions_unfinished=len(ledger.transactions.decided),
             oldest_transaction_us=ledger.transactions.oldest_us(),
             space_exhausted=engine.space.exhausted,
+            scrub_ended_us=self._scrub.ended_us,
+            scrub_checked=self._scrub.checked,
+            scrub_total=self._scrub.total,
         )
 
     def process(self) -> admin_service_pb2.GetProcessHealthResponse:
         """The process."""
         process, connected = self._process, self._membership.connected
         turn_us, full = self._longest_turn_us(), self._engine.space.exhausted
+        scrub = self._scrub
+        scrubbing = f"{scrub.checked} of {scrub.total}" if scrub.running else "its process ended"
         return admin_service_pb2.GetProcessHealthResponse(
             role=SHARD_NODE_ROLE,
             id=process.member_id,
@@ -98,6 +106,11 @@ class StatusReporter:
                 _check("etcd", connected, "in touch" if connected else "out of touch"),
                 _check("event_loop", turn_us < LONG_TURN_US, f"longest turn {turn_us} us"),
                 _check("space", not full, "nearly exhausted" if full else "enough"),
+                _check(
+                    "scrub",
+                    scrub.running or not scrub.wanted,
+                    scrubbing if scrub.wanted else "not wanted",
+                ),
             ],
         )
 

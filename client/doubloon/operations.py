@@ -103,6 +103,12 @@ class ShardStatus:
     """Transactions decided here that some participant may not have posted."""
     oldest_transaction_us: int
     """When the oldest of both began, microseconds; 0 = there is none."""
+    scrub_ended_us: int
+    """When the last full pass of the scrub ended since the node started; 0 = none has."""
+    scrub_checked: int
+    """Blocks and rows that the scrub has read in its present pass."""
+    scrub_total: int
+    """Blocks and rows that there were when that pass began; 0 = there is none."""
 
 
 @dataclass(frozen=True, slots=True)

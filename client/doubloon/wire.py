@@ -178,6 +178,9 @@ def _shard_status(message: admin_service_pb2.ShardStatus) -> ShardStatus:
         transactions_prepared=message.transactions_prepared,
         transactions_unfinished=message.transactions_unfinished,
         oldest_transaction_us=message.oldest_transaction_us,
+        scrub_ended_us=message.scrub_ended_us,
+        scrub_checked=message.scrub_checked,
+        scrub_total=message.scrub_total,
     )
 
 

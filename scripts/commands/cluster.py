@@ -206,7 +206,7 @@ def _members(found: ClusterStatus) -> Table:
 def _shards(found: ClusterStatus) -> Table:
     made = table(
         "shard>", "epoch>", "primary", "slots>", "block>", "transfers>", "refused>", "repeats>",
-        "syncs>", "in doubt>", "unfinished>", "MiB on disk>", "clock",
+        "syncs>", "in doubt>", "unfinished>", "MiB on disk>", "clock", "scrubbed",
         title=f"topology {found.topology_version}"
         + ("" if found.etcd_connected else "; the router has lost etcd"),
     )  # fmt: skip
@@ -218,5 +218,6 @@ def _shards(found: ClusterStatus) -> Table:
         made.add_row(
             str(each.shard_id), str(each.epoch), each.primary if each.reachable else "unreachable",
             *(f"{number:,}" for number in numbers), f"{disk:,.1f}", show_time(each.clock_us),
+            show_time(each.scrub_ended_us) if each.scrub_ended_us else "-",
         )  # fmt: skip
     return made

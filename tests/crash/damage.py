@@ -2,7 +2,7 @@
 
 A folder is written by a real engine; at some moment a copy is made, whose pages are the older
 versions that a lost write would leave. Then it is damaged at a random place, and looked at as
-`--verify-all` and as an ordinary start would (`opener`).
+`--verify-all`, as a pass of the scrub and as an ordinary start would (`opener`).
 """
 
 import asyncio
@@ -19,7 +19,9 @@ from pathlib import Path
 from tests.crash.opener import (
     CRASHED,
     FINE,
+    KILLED,
     REFUSED,
+    SCRUB,
     SERVE,
     VERIFY,
     WRONG,
@@ -180,12 +182,23 @@ class DamageCount:
 def try_damage(
     damage: Damage, written: Written, folder: Path, opener: Opener, count: DamageCount
 ) -> tuple[Look, Look]:
-    """Damage a copy and look at it: as `--verify-all`, then as an ordinary start."""
+    """Damage a copy and look at it: as `--verify-all`, then as an ordinary start.
+
+    Where the start came upon nothing, a pass of the scrub looks as well, at the same damage.
+    """
     shutil.copytree(written.data, folder)
     damage.do(folder, written.older)
     verified = opener.look(VERIFY, folder)
     served = opener.look(SERVE, folder)
     shutil.rmtree(folder)
+    if served.verdict in (FINE, WRONG):
+        shutil.copytree(written.data, folder)
+        damage.do(folder, written.older)
+        scrubbed = opener.look(SCRUB, folder)
+        shutil.rmtree(folder)
+        missed = f"--verify-all: {verified.verdict}, served: {served.verdict}"
+        count.looks[f"scrubbed where {missed}: {scrubbed.verdict}"] += 1
+        check_scrub(damage, verified, served, scrubbed)
     count.trials += 1
     count.by_kind[damage.kind] += 1
     count.looks[f"--verify-all: {verified.verdict}, then served: {served.verdict}"] += 1
@@ -206,6 +219,15 @@ def check_looks(damage: Damage, verified: Look, served: Look) -> None:
     assert served.verdict != CRASHED, told
     if verified.verdict == FINE and not (served.verdict == WRONG and damage.loses_the_tail()):
         assert served.verdict == FINE, told
+
+
+def check_scrub(damage: Damage, verified: Look, served: Look, scrubbed: Look) -> None:
+    """The scrub finds what would be answered wrongly, and is not alarmed by what is harmless."""
+    told = f"{damage}: --verify-all: {verified}, a start: {served}, a scrub: {scrubbed}"
+    if verified.verdict == FINE:
+        assert scrubbed.verdict == FINE, told
+    else:
+        assert scrubbed.verdict in (REFUSED, KILLED), told
 
 
 def damages(seed: int, trials: int, count: DamageCount) -> Generator[int]:

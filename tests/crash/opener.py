@@ -2,7 +2,8 @@
 
 `python -m tests.crash.opener HISTORY [MUTANT]` reads lines of standard input, each a JSON list of a
 look's name and a folder, forks, and answers with one line for each: a `Look` as JSON. The looks are
-what `--verify-all` does, and what an ordinary start does followed by questions about everything.
+what `--verify-all` does, what an ordinary start does followed by questions about everything, and one
+pass of the scrub.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from typing import Self
 from cluster.logs import configure
 from shard_node.damage import DamagedStateError
 from shard_node.records import DamagedLogError
+from shard_node.scrubber import scrub_once
 from shard_node.verify import verify_history
 from tests.crash.mutants import plant
 from tests.crash.verdict import NodeStoppedError, ask_everything
@@ -37,7 +39,7 @@ KILLED = "killed"  # by a signal: LMDB read what no page can be; the interpreter
 CRASHED = "crashed"  # by an exception that does not say what is damaged
 
 LOOK_S_MAX = 20  # a look takes a fraction of a second; a damaged page may lead round in circles
-VERIFY, SERVE = "verify", "serve"
+VERIFY, SERVE, SCRUB = "verify", "serve", "scrub"
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ def _look(how: str, folder: Path, history: Path) -> Look:
     try:
         if how == VERIFY:
             verify_history(folder, IDENTITY, LIMITS)
+            return Look(FINE)
+        if how == SCRUB:
+            scrub_once(folder, IDENTITY, LIMITS)
             return Look(FINE)
         recovers(folder, identity=IDENTITY)
     except damaged as error:

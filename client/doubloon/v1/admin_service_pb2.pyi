@@ -316,6 +316,9 @@ class ShardStatus(_message.Message):
     TRANSACTIONS_PREPARED_FIELD_NUMBER: _builtins.int
     TRANSACTIONS_UNFINISHED_FIELD_NUMBER: _builtins.int
     OLDEST_TRANSACTION_US_FIELD_NUMBER: _builtins.int
+    SCRUB_ENDED_US_FIELD_NUMBER: _builtins.int
+    SCRUB_CHECKED_FIELD_NUMBER: _builtins.int
+    SCRUB_TOTAL_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.int
     """1 … 65,535."""
     epoch: _builtins.int
@@ -362,6 +365,12 @@ class ShardStatus(_message.Message):
     """Transactions decided here that some participant may not have posted."""
     oldest_transaction_us: _builtins.int
     """When the oldest of both began, microseconds; 0 = there is none."""
+    scrub_ended_us: _builtins.int
+    """When the last full pass of the scrub ended since the node started, microseconds; 0 = none has."""
+    scrub_checked: _builtins.int
+    """Blocks and rows that the scrub has read in its present pass."""
+    scrub_total: _builtins.int
+    """Blocks and rows that there were when that pass began; 0 = there is no scrub, or it has not begun."""
     def __init__(
         self,
         *,
@@ -388,10 +397,13 @@ class ShardStatus(_message.Message):
         transactions_prepared: _builtins.int = ...,
         transactions_unfinished: _builtins.int = ...,
         oldest_transaction_us: _builtins.int = ...,
+        scrub_ended_us: _builtins.int = ...,
+        scrub_checked: _builtins.int = ...,
+        scrub_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_cached", b"accounts_cached", "checkpoint_block", b"checkpoint_block", "clock_us", b"clock_us", "durable_block", b"durable_block", "durable_sequence", b"durable_sequence", "epoch", b"epoch", "log_bytes", b"log_bytes", "log_syncs", b"log_syncs", "longest_turn_us", b"longest_turn_us", "memory_bytes", b"memory_bytes", "oldest_transaction_us", b"oldest_transaction_us", "primary", b"primary", "reachable", b"reachable", "records_since_checkpoint", b"records_since_checkpoint", "shard_id", b"shard_id", "slots", b"slots", "space_exhausted", b"space_exhausted", "state_bytes", b"state_bytes", "transactions_prepared", b"transactions_prepared", "transactions_unfinished", b"transactions_unfinished", "transfers_completed", b"transfers_completed", "transfers_refused", b"transfers_refused", "transfers_repeated", b"transfers_repeated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_cached", b"accounts_cached", "checkpoint_block", b"checkpoint_block", "clock_us", b"clock_us", "durable_block", b"durable_block", "durable_sequence", b"durable_sequence", "epoch", b"epoch", "log_bytes", b"log_bytes", "log_syncs", b"log_syncs", "longest_turn_us", b"longest_turn_us", "memory_bytes", b"memory_bytes", "oldest_transaction_us", b"oldest_transaction_us", "primary", b"primary", "reachable", b"reachable", "records_since_checkpoint", b"records_since_checkpoint", "scrub_checked", b"scrub_checked", "scrub_ended_us", b"scrub_ended_us", "scrub_total", b"scrub_total", "shard_id", b"shard_id", "slots", b"slots", "space_exhausted", b"space_exhausted", "state_bytes", b"state_bytes", "transactions_prepared", b"transactions_prepared", "transactions_unfinished", b"transactions_unfinished", "transfers_completed", b"transfers_completed", "transfers_refused", b"transfers_refused", "transfers_repeated", b"transfers_repeated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
