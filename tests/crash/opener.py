@@ -2,8 +2,8 @@
 
 `python -m tests.crash.opener HISTORY [MUTANT]` reads lines of standard input, each a JSON list of a
 look's name and a folder, forks, and answers with one line for each: a `Look` as JSON. The looks are
-what `--verify-all` does, what an ordinary start does followed by questions about everything, and one
-pass of the scrub.
+what `--verify-all` does, what an ordinary start does followed by questions about everything, and
+one pass of the scrub.
 """
 
 import asyncio

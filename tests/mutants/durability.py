@@ -15,6 +15,7 @@ OPEN_BLOCK: Final = "shard_node/open_block.py"
 RECORDS: Final = "shard_node/records.py"
 STARTUP: Final = "shard_node/startup.py"
 ROWS: Final = "shard_node/rows.py"
+SCRUBBING: Final = "shard_node/scrubbing.py"
 STATE: Final = "shard_node/state.py"
 
 DURABLE: Final = (
@@ -263,6 +264,36 @@ MEMORY_AND_STATE: Final = (
 """What memory lets go of, and what the state has."""
 
 BELIEVED: Final = (
+    planted(
+        "the scrub walks without searching",
+        Promise.TAMPER_EVIDENCE,
+        found_by("contract/test_scrub.py::test_a_row_that_a_search_does_not_find_is_told"),
+        Edit(
+            SCRUBBING,
+            "        if view.find(self.part, key) != value:\n",
+            "        if view.find(self.part, key) not in (None, value):\n",
+        ),
+    ),
+    planted(
+        "the scrub takes an earlier row for today's",
+        Promise.TAMPER_EVIDENCE,
+        found_by("contract/test_scrub.py::test_an_earlier_row_that_was_true_once_is_found"),
+        Edit(
+            SCRUBBING,
+            "        if sequence < period.last_sequence:\n            return\n",
+            "        return\n",
+        ),
+    ),
+    planted(
+        "the scrub asks for blocks that no checkpoint covers",
+        Promise.TAMPER_EVIDENCE,
+        found_by("contract/test_scrub.py::test_nothing_that_happens_meanwhile_alarms_it"),
+        Edit(
+            SCRUBBING,
+            "        if covered is None or block.number > covered.block:\n",
+            "        if covered is None:\n",
+        ),
+    ),
     planted(
         "hash not checked",
         Promise.TAMPER_EVIDENCE,

@@ -58,6 +58,8 @@ PURE_CORES = {
     "shard_node.recorded",
     "shard_node.records",
     "shard_node.replaying",
+    "shard_node.rows",
+    "shard_node.scrubbing",
     "shard_node.transactions",
     "tests.history.checker",
     "tests.history.history",
