@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from shard_node.damage import DamagedStateError
 from shard_node.records import key_rows
 
 if TYPE_CHECKING:
-    from shard_node.log import Log
+    from collections.abc import Iterator
+
+    from shard_node.records import Block
 
 _CRC: Final = struct.Struct("<I")
 _SEQUENCE: Final = struct.Struct("<Q")  # as `records.key_rows` writes it
 
 
-def keys_in_log(log: Log, first_sequence: int, sequence: int) -> list[bytes]:
+class HasBlocks(Protocol):
+    """A log, as far as its blocks are read (`log.Log`)."""
+
+    def blocks(self, from_sequence: int) -> Iterator[Block]:
+        """See `Log`."""
+        ...
+
+
+def keys_in_log(log: HasBlocks, first_sequence: int, sequence: int) -> list[bytes]:
     """The rows of `keys`, key and value joined, for the durable records from one to another."""
     rows: list[bytes] = []
     for block in log.blocks(first_sequence):

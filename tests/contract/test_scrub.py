@@ -92,7 +92,7 @@ def test_an_earlier_row_that_was_true_once_is_found(parts: Parts, scrubs: Scrubs
     it = _period(key, value)
     older = it._replace(last_sequence=it.last_sequence - 1)
     parts["periods"][key] = seal_row(key, period_row(1, 1, older)[1])
-    with pytest.raises(DamagedStateError, match=f"record {it.last_sequence} says"):
+    with pytest.raises(DamagedStateError, match="is not what record"):
         scrubs(parts, 1_000)
 
 
@@ -151,7 +151,7 @@ async def test_nothing_that_happens_meanwhile_alarms_it(
     await engine.start(1)
     look, scrub, accounts, number = looks_of(engine), Scrub(IDENTITY, rows_max), 0, 0
     steps = 0
-    while scrub.passes < 2:
+    while scrub.passes < 10:
         for _ in range(rng.choice((0, 1, 1, 2)) if steps < 100 else 0):
             if accounts < 2 or rng.random() < 0.1:
                 accounts += 1
@@ -160,7 +160,8 @@ async def test_nothing_that_happens_meanwhile_alarms_it(
             bodies = []
             for _ in range(rng.randrange(1, 5)):
                 number += 1
-                bodies.append(body(number, *rng.sample(range(1, accounts + 1), 2), 3))
+                source, destination = rng.sample(range(1, accounts + 1), 2)
+                bodies.append(body(number, source, destination, 3))
             await engine.execute(b"".join(bodies), b"")
             if rng.random() < 0.3:
                 await engine.checkpoint()

@@ -164,6 +164,7 @@ async def test_health_of_a_process_and_status_of_its_shard(tmp_path: Path) -> No
             "etcd": True,
             "event_loop": True,
             "space": True,
+            "scrub": True,
         }
         status = (await node.call("GetShardStatus", shard.GetShardStatusRequest())).status
         assert (status.epoch, status.primary, status.slots) == (1, "shard-1", 4_096)

@@ -348,7 +348,12 @@ async def test_the_process_health() -> None:
         assert (health.role, health.id, health.version) == ("shard_node", "shard-1", "1.2.3")
         assert health.started_us == START_US
         assert health.memory_bytes > 0
-        assert _checks(health) == {"etcd": True, "event_loop": True, "space": True}
+        assert _checks(health) == {
+            "etcd": True,
+            "event_loop": True,
+            "space": True,
+            "scrub": True,
+        }
         it.membership.cut()
         it.node.engine.space.exhausted = True
         it.monitor._longest_ns = 2 * 10**9
