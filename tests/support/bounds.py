@@ -45,6 +45,8 @@ class Bound:
 def show(name: str, value: float) -> str:
     """Return a value as people write it, in the unit that its name ends in or a larger one."""
     lower = name.lower()
+    if lower.endswith("_per_s"):
+        return show(lower.removesuffix("_per_s"), value) + "/s"
     for suffix, seconds in (("_us", 1e-6), ("_ms", 1e-3), ("_s", 1)):
         if lower.endswith(suffix):
             in_s = value * seconds
