@@ -172,6 +172,7 @@ def test_every_bound_says_why() -> None:
         ("linger_s", 0.0, "0 s"),
         ("KEEPALIVE_TIME_MS", 10_000, "10 s"),
         ("SHIFT_US", 3_600_000_000, "1 h"),
+        ("scrub_bytes_per_s", 4 * 1024**2, "4 MiB/s"),
     ],
 )
 def test_how_bounds_are_shown(*, name: str, value: float, shown: str) -> None:
