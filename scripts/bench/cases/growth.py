@@ -1,7 +1,7 @@
 """Bar 8: cost grows with work and not with history.
 
 By name only: it writes about 15 GB and takes minutes. A million transfers at a time are made before
-By name only: it writes about 15 GB and takes minutes. A million transfers at a time are made before
+they are sent, so that the client holds no more of them than that.
 """
 
 import shutil
