@@ -9,7 +9,9 @@ from rich.table import Table
 from scripts.bench.results import FORMAT
 
 TABLE_WIDTH = 120  # where there is no terminal to ask
-ROLES = ("client", "router", "coordinator", "shard", "checkpoint", "etcd", "postgres", "redis")
+ROLES = (
+    "client", "router", "coordinator", "shard", "checkpoint", "scrub", "etcd", "postgres", "redis",
+)  # fmt: skip
 
 
 def check_format(report: dict[str, Any]) -> None:
@@ -74,7 +76,7 @@ def cost_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             case["name"],
             number(usage["syncs_per_s"]),
             number(usage["disk_bytes_per_transfer"]),
-            *(number(costs[role]) if role in costs else "" for role in ROLES[:6]),
+            *(number(costs[role]) if role in costs else "" for role in ROLES[:7]),
             number(max((memory[m] for m in memory if m.startswith("shard")), default=0)),
             number(max(turns.values(), default=0)),
             f"{usage['others_cpu_s'] / usage['seconds'] * 100:.0f} %",
@@ -83,7 +85,7 @@ def cost_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 COST_COLUMNS = (
     "case", "syncs/s", "disk B each", "client", "router", "coordinator", "shard", "checkpoint",
-    "etcd", "shard MiB", "turn ms", "others",
+    "scrub", "etcd", "shard MiB", "turn ms", "others",
 )  # fmt: skip
 
 

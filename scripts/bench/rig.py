@@ -27,6 +27,7 @@ from scripts.bench.load import CURRENCY, packed_requests
 from scripts.bench.results import Usage
 from scripts.bench.usage import (
     CHECKPOINT,
+    SCRUB,
     MachineWatch,
     MemoryWatch,
     children,
@@ -155,14 +156,15 @@ class Rig:
                 await self.shards[number].execute(request)
 
     def pids(self) -> dict[str, int]:
-        """Return every process of the cluster by name, checkpointing children included."""
+        """Return every process of the cluster by name, shard nodes' children included."""
         found = {f"{ETCD}-1": self.cluster.etcd.pid}
         for role in (ROUTER, COORDINATOR, SHARD):
             for number in self.cluster.numbers(role):
                 pid = self.cluster.pid(role, number)
                 found[f"{role}-{number}"] = pid
                 if role == SHARD:
-                    found |= {f"{CHECKPOINT}-{number}": child for child in children(pid)[:1]}
+                    started = zip((CHECKPOINT, SCRUB), children(pid), strict=False)  # in this order
+                    found |= {f"{kind}-{number}": child for kind, child in started}
         return found
 
     def data_bytes(self) -> int:

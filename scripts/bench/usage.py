@@ -9,6 +9,7 @@ from typing import Self
 
 CLIENT = "client"
 CHECKPOINT = "checkpoint"
+SCRUB = "scrub"
 SAMPLE_S = 0.25
 """Between two looks at the memory: each look reads a file of every process."""
 
