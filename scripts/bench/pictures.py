@@ -15,7 +15,8 @@ ROW_INCHES = 0.32
 WIDTH_INCHES = 11.0
 ROLES = {
     "client": "#9aa5b1", "router": "#3b7dd8", "coordinator": "#8e5bd0", "shard": "#b8860b",
-    "checkpoint": "#e0c068", "scrub": "#7fb069", "etcd": "#cccccc", "postgres": "#336791", "redis": "#c6302b",
+    "checkpoint": "#e0c068", "scrub": "#7fb069", "etcd": "#cccccc", "postgres": "#336791",
+    "redis": "#c6302b",
 }  # fmt: skip
 BAR, FIGURE = "#c0392b", "#d9a514"
 
