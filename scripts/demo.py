@@ -69,7 +69,8 @@ async def _demo(
     findings = Findings()
     etcd = find_etcd()
     play_only = " (for play only: it can lose data when killed)" if etcd.play_only else ""
-    roles = f"{shards} shard nodes, {coordinators} coordinators and a router"
+    plural = "" if coordinators == 1 else "s"
+    roles = f"{shards} shard nodes, {coordinators} coordinator{plural} and a router"
     shown.print(f"starting etcd {etcd.version}{play_only}, {roles}")
     with tempfile.TemporaryDirectory(prefix="doubloon-demo-") as folder:
         async with LocalCluster(
