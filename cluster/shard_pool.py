@@ -61,11 +61,9 @@ def remaining_s(deadline_s: float) -> float:
     return deadline_s - asyncio.get_running_loop().time()
 
 
-def _time_left(deadline_s: float) -> float:
-    left_s = remaining_s(deadline_s)
-    if left_s <= 0:
-        raise Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "no time left to ask", indefinite=False)
-    return left_s
+def too_late() -> Fault:
+    """Return the fault of a call that its deadline overtook before the first try."""
+    return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "no time left to ask", indefinite=False)
 
 
 class ShardPool:
@@ -141,25 +139,26 @@ class ShardPool:
         """
         backoff_s = BACKOFF_FIRST_S
         reached = False
-        while True:
+        last: Fault | None = None
+        # Read once a try: a clock that is read again may have come to the deadline meanwhile.
+        while (left_s := remaining_s(deadline_s)) > 0:
             target = target_of(self._membership.view, shard_id)
             try:
                 client = self._client(shard_id, target)
-                left_s = _time_left(deadline_s)
                 answer = await client.call(method, request, topology_version, left_s)
             except Fault as fault:
                 reached = reached or fault.indefinite
                 last = fault
             else:
                 return with_doubt(answer) if with_doubt and reached else answer
-            if _is_worth_retrying(last, topology_version) and not self._closed:
-                # Without a target there is nothing to try until the view changes.
-                pause_s = backoff_s * self._rng.uniform(0.5, 1.0) if target else math.inf
-                await self._wait_for_another(shard_id, target, pause_s, deadline_s)
-                backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
-                if remaining_s(deadline_s) > 0:
-                    continue
-            raise as_indefinite(last) if reached else last
+            if self._closed or not _is_worth_retrying(last, topology_version):
+                break
+            # Without a target there is nothing to try until the view changes.
+            pause_s = backoff_s * self._rng.uniform(0.5, 1.0) if target else math.inf
+            await self._wait_for_another(shard_id, target, pause_s, deadline_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+        last = last or too_late()
+        raise as_indefinite(last) if reached else last
 
     async def call_for_account(
         self, account_id: int, method: Method[Q, R], request: Q, deadline_s: float

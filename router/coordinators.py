@@ -32,6 +32,7 @@ from cluster.shard_pool import (
     REPLACED_GRACE_S,
     as_indefinite,
     remaining_s,
+    too_late,
 )
 from doubloon.v1 import coordinator_service_pb2 as coordinator
 from doubloon.v1 import coordinator_service_pb2_grpc
@@ -145,10 +146,11 @@ class CoordinatorPool:
         backoff_s = BACKOFF_FIRST_S
         tried: set[str] = set()
         reached = False
-        while True:
+        last: Fault | None = None
+        while (left_s := remaining_s(deadline_s)) > 0:  # read once a try
             address = self._next(tried)
             try:
-                response = await self._ask(address, request, topology_version, deadline_s)
+                response = await self._ask(address, request, topology_version, left_s)
             except Fault as fault:
                 reached = reached or fault.indefinite
                 last = fault
@@ -165,8 +167,7 @@ class CoordinatorPool:
                 backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
                 if not self._untried(tried):
                     tried.clear()
-            if remaining_s(deadline_s) <= 0:
-                break
+        last = last or too_late()
         raise as_indefinite(last) if reached else last
 
     async def close(self, grace_s: float) -> None:
@@ -181,17 +182,14 @@ class CoordinatorPool:
         address: str | None,
         request: coordinator.ExecuteTransactionsRequest,
         topology_version: int,
-        deadline_s: float,
+        timeout_s: float,
     ) -> coordinator.ExecuteTransactionsResponse:
         if address is None:
             raise Fault(grpc.StatusCode.UNAVAILABLE, "no coordinator serves", indefinite=False)
-        left_s = remaining_s(deadline_s)
-        if left_s <= 0:
-            raise Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "no time left to ask", indefinite=False)
         client = self._clients.get(address)
         if client is None:
             client = self._clients[address] = self._connect(address)
-        return await client.execute(request, topology_version, left_s)
+        return await client.execute(request, topology_version, timeout_s)
 
     def _next(self, tried: Collection[str]) -> str | None:
         """Return the address whose turn it is, of those not tried yet; None = there is none."""

@@ -12,32 +12,44 @@ from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
+_EARLY_TICKS = 5
+
 
 class _Selector(selectors.SelectSelector):
     """Never waits: when there is no event, the time that was to be waited has passed."""
 
-    def __init__(self) -> None:
+    def __init__(self, early_s: float) -> None:
         super().__init__()
         self.now_s = 0.0
+        self._early_s = early_s
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         events = super().select(0)
         if not events:
             if timeout is None:
                 raise RuntimeError("everything waits, and for nothing that will ever happen")
-            self.now_s += max(0.0, timeout)
+            self.now_s += max(0.0, timeout - self._early_s)
         return events
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """The loop; its time starts at 0."""
+    """The loop; its time starts at 0.
 
-    def __init__(self) -> None:
-        self._virtual = _Selector()
+    Args:
+        tick_s: how much time passes each time that somebody looks at the clock. Timers then come
+            some ticks early, as real loops let them by up to their clock's resolution.
+    """
+
+    def __init__(self, tick_s: float = 0.0) -> None:
+        self._virtual = _Selector(_EARLY_TICKS * tick_s)
+        self._tick_s = tick_s
         super().__init__(self._virtual)
+        # Nowhere declared; the loop runs timers that are due within it.
+        self._clock_resolution += 2 * _EARLY_TICKS * tick_s  # type: ignore[attr-defined]
 
     def time(self) -> float:
         """Seconds of virtual time since the loop was made."""
+        self._virtual.now_s += self._tick_s
         return self._virtual.now_s
 
 

@@ -27,7 +27,7 @@ from tests.support.routers import (
     transfer,
 )
 from tests.support.shard_nodes import MemoryShardNode
-from tests.support.virtual_time import virtual_time
+from tests.support.virtual_time import VirtualTimeLoop, virtual_time
 
 UNAVAILABLE = types_pb2.FAULT_CODE_UNAVAILABLE
 EXHAUSTED = types_pb2.FAULT_CODE_RESOURCE_EXHAUSTED
@@ -253,6 +253,19 @@ async def test_retries_back_off_while_the_view_stays_the_same() -> None:
         pauses_s = [later - earlier for earlier, later in pairwise(tries_s)]
         assert all(0.01 <= pause_s <= 0.5 for pause_s in pauses_s)
         assert 20 < len(tries_s) < 60
+
+
+@pytest.mark.parametrize("late_us", range(0, 1_000, 50))
+def test_a_clock_that_moves_on_never_hides_the_last_tries_fault(late_us: int) -> None:
+    async def ask() -> None:
+        async with router() as it:
+            it.cluster.node(2).gone.set()
+            timeout_s = 1 + late_us / 1_000_000
+            results = await batch(it, transfer(2, 1), transfer(3, 2), timeout_s=timeout_s)
+            assert faults_of(results[:1]) == [(UNAVAILABLE, "", 0, False)]
+
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(tick_s=0.000_1)) as runner:
+        runner.run(ask())
 
 
 @virtual_time

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.05
 _RANDOM = "__rand_int__"
-_ID_PARTS = 4  # each of 100,000: enough that no two ids are the same
+_ID_PARTS = 4  # each of as many as there are accounts: no two ids of a run are the same
 
 
 class RedisError(Exception):
@@ -52,12 +53,12 @@ class Redis:
 
     def bench(self, clients: int, calls: int) -> float:
         """Make so many transfers, one a call, and return how many a second that was."""
-        # It draws ids from the second it starts in: a run in the same one would only repeat them.
-        time.sleep(1 - time.time() % 1)
+        # It draws from a seed of time and process, the same one now and then: a run has its own ids.
+        run = uuid.uuid4().hex
         made = _run(
             "redis-benchmark", "-h", "127.0.0.1", "-p", str(self.port), "-c", str(clients),
             "-n", str(calls), "-r", str(self.accounts), "--csv", "FCALL", "transfer", "0",
-            _RANDOM * _ID_PARTS, _RANDOM, _RANDOM, _RANDOM, str(self.accounts),
+            run + _RANDOM * _ID_PARTS, _RANDOM, _RANDOM, _RANDOM, str(self.accounts),
         )  # fmt: skip
         header, row = list(csv.reader(io.StringIO(made)))[-2:]
         return float(row[header.index("rps")])
