@@ -61,42 +61,74 @@ class Draft:
         self._waiting = waiting
         self._account_rows: list[tuple[bytes, bytes]] = []
         self._period_rows: list[tuple[bytes, bytes]] = []
-        self._closed: list[tuple[Balance, int]] = []
+        # Balances with closed periods and how many of them are the draft's: those to be taken, with
+        # the account and how many are taken already; and those to be forgotten after the commit.
+        self._to_take: list[tuple[int, Balance, int]] = []
+        self._taken = 0
+        self._to_forget: list[tuple[Balance, int]] = []
 
-    def take(
-        self, accounts_max: int
-    ) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
-        """The next (account, period) rows, of about so many accounts; none = all are taken."""
-        # From the end: a dictionary is searched from its start through all that was taken before.
-        for _ in range(min(accounts_max, len(self._waiting))):
-            self._take_account(self._waiting.popitem()[1])
-        rows = self._account_rows, self._period_rows
-        self._account_rows, self._period_rows = [], []
-        return rows
+    def take(self, rows_max: int) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+        """The next (account, period) rows, at most so many of each; none = all are taken."""
+        while len(self._account_rows) + len(self._period_rows) < rows_max:
+            if self._to_take:
+                self._take_closed(rows_max - len(self._account_rows) - len(self._period_rows))
+            elif self._waiting:
+                # From the end: a dictionary is searched from its start through all that was taken.
+                self._take_account(self._waiting.popitem()[1])
+            else:
+                break
+        return _cut(self._account_rows, rows_max), _cut(self._period_rows, rows_max)
 
     def about_to_change(self, account: Account) -> None:
-        """Takes the account's rows now if that has not been done."""
+        """Takes what of the account will change, if that has not been done.
+
+        Closed periods will not; an import of a month leaves hundreds of them in an account, far too
+        many for a turn in which many accounts change.
+        """
         if self._waiting.pop(account.account_id, None) is not None:
             self._take_account(account)
 
-    def forget_closed(self, balances_max: int) -> bool:
+    def forget_closed(self, periods_max: int) -> bool:
         """Drops closed periods that the committed checkpoint has; True when none is left."""
-        for _ in range(min(balances_max, len(self._closed))):
-            balance, count = self._closed.pop()
-            del balance.closed[:count]
-        return not self._closed
+        while periods_max > 0 and self._to_forget:
+            balance, count = self._to_forget.pop()
+            dropped = min(count, periods_max)
+            # From the start: what memory has of a balance must be all from some period on.
+            del balance.closed[:dropped]
+            periods_max -= dropped
+            if dropped < count:
+                self._to_forget.append((balance, count - dropped))
+        return not self._to_forget
 
     def _take_account(self, account: Account) -> None:
         if account.changed_sequence >= self.first_sequence:
             self._account_rows.append(account_row(account))
-        for currency, balance in account.balances.items():
+        for balance in account.balances.values():
             if not balance.first_sequence or balance.last_sequence < self.first_sequence:
                 continue
-            for period in balance.closed:
-                self._period_rows.append(period_row(account.account_id, currency, period))
             self._period_rows.append(balance.row(account.account_id))
             if balance.closed:
-                self._closed.append((balance, len(balance.closed)))
+                closed = len(balance.closed)
+                self._to_take.append((account.account_id, balance, closed))
+                self._to_forget.append((balance, closed))
+
+    def _take_closed(self, periods_max: int) -> None:
+        """Takes some of the closed periods of the last balance that has any."""
+        account_id, balance, count = self._to_take[-1]
+        end = min(count, self._taken + periods_max)
+        for at in range(self._taken, end):
+            self._period_rows.append(period_row(account_id, balance.currency, balance.closed[at]))
+        self._taken = end
+        if end == count:
+            self._to_take.pop()
+            self._taken = 0
+
+
+def _cut(rows: list[tuple[bytes, bytes]], rows_max: int) -> list[tuple[bytes, bytes]]:
+    """Removes and returns the last rows, at most so many."""
+    last = rows[-rows_max:]
+    del rows[-rows_max:]
+    return last
 
 
 class Memory:

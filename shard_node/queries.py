@@ -109,7 +109,7 @@ class Hour(NamedTuple):
 
 
 class AccountHistory:
-    """An account's entries in one currency."""
+    """An account's entries in one currency, for one turn of the event loop."""
 
     def __init__(self, ledger: Ledger, store: Store, account: Account, currency: int) -> None:
         self.account_id = account.account_id
@@ -118,8 +118,9 @@ class AccountHistory:
         self._state = store.state
         balance = account.balance(currency)
         current = balance.current() if balance else None
-        self._recent = [*balance.closed, current] if balance and current else []
-        self._starts = [(each.start_us, each.first_sequence) for each in self._recent]
+        # Not copied: there may be thousands, and a question is answered slice by slice.
+        self._closed = balance.closed if balance else []
+        self._current = current
 
     def totals_at(self, instant_us: int) -> Totals:
         """The sums up to an instant. At most one seek and 128 entries."""
@@ -185,36 +186,54 @@ class AccountHistory:
 
     def period_before(self, time_us: int, sequence: int) -> Period | None:
         """The last period whose (start, first sequence) is below (time, sequence)."""
-        at = bisect_left(self._starts, (time_us, sequence)) - 1
-        if at >= 0:
-            return self._recent[at]
+        start = time_us, sequence
+        current = self._current
+        # A period is a tuple that begins with its start.
+        if current is not None and current < start:
+            return current
+        at = bisect_left(self._closed, start)
+        if at:
+            return self._closed[at - 1]
         return self._state.period_before(self.account_id, self.currency, time_us, sequence)
 
     def periods(self, time_us: int, sequence: int, count: int) -> list[Period]:
         """The next periods from (start, first sequence) = (time, sequence) on, at most so many."""
-        at = bisect_left(self._starts, (time_us, sequence))
+        start = time_us, sequence
+        at = bisect_left(self._closed, start)
         found: list[Period] = []
         if at == 0:
             stored = self._state.periods(self.account_id, self.currency, time_us, sequence, count)
             # What memory has also of these is the later version.
-            bound = self._starts[0] if self._starts else (_END_OF_TIME_US, 0)
-            found = [each for each in stored if (each.start_us, each.first_sequence) < bound]
-        return found + self._recent[at : at + count - len(found)]
+            earliest = self._earliest
+            found = [each for each in stored if earliest is None or each < earliest[:2]]
+        found += self._closed[at : at + count - len(found)]
+        if self._current is not None and self._current >= start and len(found) < count:
+            found.append(self._current)
+        return found
+
+    @property
+    def _earliest(self) -> Period | None:
+        """The first period that memory has: from there on it has all, and the later version."""
+        return self._closed[0] if self._closed else self._current
 
     def _hour_ends(self, first_hour_us: int, to_us: int) -> dict[int, tuple[int, int]]:
         """The lifetime sums at the end of every hour with an entry, by the hour's start.
 
         An hour's end is the last period that starts in it, so a month costs at most 720 rows.
         """
-        # From its first on, what memory has is all there is, and the later version.
-        stored_to_us = min(to_us + 1, self._starts[0][0]) if self._starts else to_us + 1
+        earliest = self._earliest
+        stored_to_us = min(to_us + 1, earliest.start_us) if earliest else to_us + 1
         stored = self._state.hour_ends(
             self.account_id, self.currency, first_hour_us, max(first_hour_us, stored_to_us)
         )
         ends = dict(stored)
-        for period in self._recent:
-            if first_hour_us <= period.start_us <= to_us:
-                ends[period.start_us - period.start_us % HOUR_US] = _sums_after(period)
+        first = bisect_left(self._closed, (first_hour_us,))
+        end = bisect_left(self._closed, (to_us + 1,))
+        recent = self._closed[first:end]
+        if self._current is not None and first_hour_us <= self._current.start_us <= to_us:
+            recent.append(self._current)
+        for period in recent:
+            ends[period.start_us - period.start_us % HOUR_US] = _sums_after(period)
         return ends
 
     def _legs_of(self, period: Period) -> list[Leg]:

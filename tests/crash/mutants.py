@@ -77,7 +77,7 @@ def _checkpoint_ahead() -> None:
     """A checkpoint does not wait for the log: it has rows of what a crash can take back."""
 
     async def write(self: checkpoints.Checkpoints, draft: Draft) -> None:
-        while any(rows := draft.take(checkpoints.SLICE_ACCOUNTS)):
+        while any(rows := draft.take(checkpoints.SLICE_ROWS)):
             await self._writer.put(*rows)
         await self._writer.put_crossing(draft.transactions, draft.clearing)
         last = min(draft.sequence, self._committer.durable_sequence)

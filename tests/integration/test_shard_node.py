@@ -9,19 +9,14 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cluster.clock import WallClock
 from cluster.packed import BODY_BYTES
-from cluster.runtime import EXIT_FATAL, EXIT_OK, EXIT_REFUSED, LoopMonitor
+from cluster.runtime import EXIT_FATAL, EXIT_OK, EXIT_REFUSED
 from doubloon.v1 import admin_service_pb2 as admin
 from doubloon.v1 import shard_service_pb2 as shard
 from doubloon.v1 import wallet_service_pb2 as wallet
 from scripts.processes import ManagedProcess
 from shard_node import startup
-from shard_node.collector import YoungCollector
-from shard_node.ledger import KIND_SYSTEM
-from shard_node.limits import Limits
 from tests.support import ROOT, eventually
-from tests.support.engines import FLOOR_MINOR, IDENTITY, body
 from tests.support.folders import edit, flip_in_file
 from tests.support.nodes import Load, Node, running_node
 
@@ -172,66 +167,6 @@ async def test_health_of_a_process_and_status_of_its_shard(tmp_path: Path) -> No
         await node.start()
         status = (await node.call("GetShardStatus", shard.GetShardStatusRequest())).status
         assert (status.epoch, status.durable_sequence, status.records_since_checkpoint) == (2, 2, 1)
-
-
-TURN_MAX_MS = 20.0
-ROUNDS = 12
-"""A turn that is long by design is long every time. Beside a busy machine any turn may take several
-times as much of the processor, so one round within the bound is enough."""
-
-
-async def test_no_turn_of_the_event_loop_is_long(tmp_path: Path, rng: random.Random) -> None:
-    """With a real log and checkpoints by a real child, under as much load as there can be."""
-    limits = Limits(accounts_max=10_000, checkpoint_rows=8_000)
-    lock_fd = startup.lock_folder(tmp_path)
-    writer = await startup.start_writer(tmp_path, IDENTITY, limits, lock_fd)
-    fatal: list[BaseException] = []
-    engine = startup.open_engine(tmp_path, IDENTITY, 1, limits, WallClock(), writer, fatal.append)
-    await engine.start(1)
-    accounts = 30_000
-    for first in range(1, accounts + 1, 5_000):
-        specs = [(each, KIND_SYSTEM, FLOOR_MINOR, 0) for each in range(first, first + 5_000)]
-        await engine.open_accounts(specs)
-    number = 0
-
-    def make(size: int) -> bytes:
-        nonlocal number
-        number += size
-        return b"".join(
-            body(each, *rng.sample(range(1, accounts + 1), 2))
-            for each in range(number - size + 1, number + 1)
-        )
-
-    async def caller(batches: list[bytes]) -> None:
-        while batches:
-            await engine.execute(batches.pop(), b"")
-            await engine.settle_account(rng.randrange(1, accounts + 1))
-
-    longest_ms = []
-    collector = YoungCollector()
-    collector.start()
-    for _ in range(ROUNDS):
-        batches = [make(rng.choice((1, 1, 10, 100, 1_000, 8_192))) for _ in range(20)]
-        batches.append(make(8_192))
-        await engine.checkpoint()
-        before = engine.store.state.checkpoint
-        monitor = LoopMonitor()
-        monitor.start()
-        await asyncio.gather(*(caller(batches) for _ in range(8)))
-        monitor.stop()
-        after = engine.store.state.checkpoint
-        assert before is not None
-        assert after is not None
-        assert after.sequence > before.sequence, "checkpoints were taken meanwhile"
-        longest_ms.append(monitor.longest_turn_cpu_ms)
-        if longest_ms[-1] < TURN_MAX_MS:
-            break
-    collector.stop()
-    await engine.stop()
-    await writer.close()
-    os.close(lock_fd)
-    assert not fatal
-    assert min(longest_ms) < TURN_MAX_MS, longest_ms
 
 
 async def test_damage_that_a_question_meets_ends_the_node_until_all_is_verified(

@@ -172,8 +172,18 @@ MEMORY_AND_STATE: Final = (
         ),
         Edit(
             MEMORY,
-            "            del balance.closed[:count]\n",
-            "            assert count\n            balance.closed.clear()\n",
+            "            del balance.closed[:dropped]\n",
+            "            balance.closed.clear()\n",
+        ),
+    ),
+    planted(
+        "a checkpoint forgets to start anew with the next account's ended periods",
+        Promise.AGGREGATES,
+        found_by("unit/test_chunking.py::test_ended_periods_are_taken_and_forgotten_in_slices"),
+        Edit(
+            MEMORY,
+            "            self._to_take.pop()\n            self._taken = 0\n",
+            "            self._to_take.pop()\n",
         ),
     ),
     planted(

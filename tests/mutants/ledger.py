@@ -336,8 +336,8 @@ SUMS: Final = (
         found_by("unit/test_statements.py::test_a_statement_is_every_entry_in_order"),
         Edit(
             QUERIES,
-            "if (each.start_us, each.first_sequence) < bound]",
-            "if (each.start_us, each.first_sequence) <= bound]",
+            "or each < earliest[:2]]",
+            "or each[:2] <= earliest[:2]]",
         ),
     ),
 )

@@ -21,7 +21,7 @@ from shard_node.memory_state import MemoryState
 from shard_node.queries import AccountHistory
 from shard_node.records import LogIdentity, cluster_id_of
 from shard_node.startup import checkpoint_now, recover
-from shard_node.state import TABLES, Checkpoint, HourEnd, StateReader
+from shard_node.state import TABLES, Checkpoint, HourEnd, Row, StateReader
 from shard_node.store import Store
 from tests.support.naive_ledger import PLAYER, SYSTEM, Ask, Result
 
@@ -218,12 +218,16 @@ class Rig:
         self.seal()
         self.draft, self.committed = self.ledger.begin_checkpoint(), False
 
-    def take(self, accounts_max: int) -> bool:
+    def take(self, rows_max: int) -> bool:
         """Takes a slice of the rows; False when there are no more."""
         assert self.draft is not None
-        rows = self.draft.take(accounts_max)
-        self._writer.add(*rows)
+        rows = self.draft.take(rows_max)
+        self.add_rows(*rows)
         return any(rows)
+
+    def add_rows(self, accounts: list[Row], periods: list[Row]) -> None:
+        """Gives rows that were taken to the writer."""
+        self._writer.add(accounts, periods)
 
     def commit_checkpoint(self) -> None:
         """Takes what is left, and commits; nothing is released yet."""

@@ -126,6 +126,43 @@ def test_what_changes_while_a_checkpoint_is_taken_is_not_in_it() -> None:
     assert tables(rig.state) == fold_of(rig.log)
 
 
+def test_ended_periods_are_taken_and_forgotten_in_slices() -> None:
+    """However many an account has, and also while more are added."""
+    rig, number = CrossingRig(), 0
+    rig.open_bank()
+    for each in range(10, 13):
+        rig.open(each)
+
+    def pay_all() -> None:
+        nonlocal number
+        for each in range(10, 13):
+            number += 1
+            rig.transfer(Ask(transfer_id(number), BANK, each, 1))
+        rig.let_time_pass(HOUR_US)
+
+    for _ in range(8):
+        pay_all()
+    rig.begin_checkpoint()
+    begun = rig.ledger.sequence
+    pay_all()
+    assert rig.draft is not None
+    slices = []
+    while any(rows := rig.draft.take(5)):
+        rig.add_rows(*rows)
+        slices.append(tuple(map(len, rows)))
+        pay_all()
+    assert max(map(max, slices)) == 5
+    assert sum(periods for _, periods in slices) == 4 * 8
+    rig.seal()
+    rig.sync()
+    rig.commit_checkpoint()
+    assert tables(rig.state) == fold_of(rig.log, begun)
+    while not rig.release(5):
+        pay_all()
+    rig.checkpoint()
+    assert tables(rig.state) == fold_of(rig.log)
+
+
 def test_what_no_checkpoint_has_stays_in_memory_however_small_that_is() -> None:
     """Before any checkpoint, while one is taken, and while what it has is let go."""
     rig, players = CrossingRig(accounts_max=1), range(10, 20)

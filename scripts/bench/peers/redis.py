@@ -53,7 +53,7 @@ class Redis:
 
     def bench(self, clients: int, calls: int) -> float:
         """Make so many transfers, one a call, and return how many a second that was."""
-        # It draws from a seed of time and process, the same one now and then: a run has its own ids.
+        # It draws from a seed of time and process, which may come again: each run has its own ids.
         run = uuid.uuid4().hex
         made = _run(
             "redis-benchmark", "-h", "127.0.0.1", "-p", str(self.port), "-c", str(clients),
