@@ -110,7 +110,7 @@ class LoopMonitor:
     A timer fires every `period_s`; the time between two firings is the most that any turn between
     them can have lasted. So a reading never understates a stall and overstates it by up to one
     period. It counts everything that holds the loop up: our code, another thread with the
-    interpreter, the operating system; `longest_turn_cpu_ms` tells the first two from the last.
+    interpreter, the operating system. What our code alone does is told by `longest_turn_cpu_ms`.
     """
 
     def __init__(self, period_s: float = MONITOR_PERIOD_S) -> None:
@@ -128,7 +128,7 @@ class LoopMonitor:
 
     @property
     def longest_turn_cpu_ms(self) -> float:
-        """How much of that gap the loop's thread spent on a processor."""
+        """The most time that the loop's thread spent on a processor in any gap."""
         return self._longest_cpu_ns / 1e6
 
     def start(self) -> None:
@@ -148,8 +148,7 @@ class LoopMonitor:
 
     def _beat(self) -> None:
         wall_ns, cpu_ns = time.perf_counter_ns(), time.thread_time_ns()
-        if wall_ns - self._wall_ns > self._longest_ns:
-            self._longest_ns = wall_ns - self._wall_ns
-            self._longest_cpu_ns = cpu_ns - self._cpu_ns
+        self._longest_ns = max(self._longest_ns, wall_ns - self._wall_ns)
+        self._longest_cpu_ns = max(self._longest_cpu_ns, cpu_ns - self._cpu_ns)
         self._wall_ns, self._cpu_ns = wall_ns, cpu_ns
         self._handle = asyncio.get_running_loop().call_later(self._period_s, self._beat)

@@ -147,7 +147,11 @@ async def serve(
     membership = await EtcdMembership.open(config.etcd, config.cluster, config.etcd_tls)
     version, started_us = importlib.metadata.version("doubloon-server"), WallClock().now_us()
     process = ProcessFacts(
-        member_id, version, started_us, lambda: int(monitor.longest_turn_ms * 1000)
+        member_id,
+        version,
+        started_us,
+        lambda: int(monitor.longest_turn_ms * 1_000),
+        lambda: int(monitor.longest_turn_cpu_ms * 1_000),
     )
     parts = await _build(membership, bounds, process, allow_imports=allow_imports)
     address = config.address(await _start(parts.server, config.listen))

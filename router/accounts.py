@@ -36,7 +36,7 @@ class _Opening:
         self._specs = specs
         self.results: dict[int, wallet.OpenAccountResult] = {}
 
-    def take_apart(self, positions: Sequence[int]) -> Parts[wallet.OpenAccountsRequest]:
+    async def take_apart(self, positions: Sequence[int]) -> Parts[wallet.OpenAccountsRequest]:
         topology = self._pool.topology
         split = split_accounts(self._specs, positions, topology, _PATH)
         for position, fault in split.answered.items():

@@ -61,12 +61,14 @@ class ProcessFacts:
         version: of Doubloon.
         started_us: when the process started.
         longest_turn_us: reads the longest turn of the event loop.
+        longest_turn_cpu_us: reads the most processor time of any turn.
     """
 
     id: str
     version: str
     started_us: int
     longest_turn_us: Callable[[], int]
+    longest_turn_cpu_us: Callable[[], int]
 
 
 class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
@@ -176,6 +178,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             version=process.version,
             started_us=process.started_us,
             longest_turn_us=longest_turn_us,
+            longest_turn_cpu_us=process.longest_turn_cpu_us(),
             memory_bytes=anonymous_memory_bytes(),
             checks=self._checks(longest_turn_us),
         )

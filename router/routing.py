@@ -178,6 +178,33 @@ def split(
     return gathered(by_shard, crossing, answered)
 
 
+def joined(slices: Sequence[Split[OutcomeT]]) -> Split[OutcomeT]:
+    """Return the split of a batch whose slices, in their order, were split one by one."""
+    if len(slices) == 1:
+        return slices[0]
+    by_shard: dict[int, list[Packed]] = {}
+    answered: dict[int, OutcomeT] = {}
+    for each in slices:
+        answered.update(each.answered)
+        for shard, packed in each.batches.items():
+            by_shard.setdefault(shard, []).append(packed)
+    crossing = [each.crossing for each in slices if each.crossing is not None]
+    return Split(
+        {shard: _join(parts) for shard, parts in by_shard.items()},
+        _join(crossing) if crossing else None,
+        answered,
+    )
+
+
+def _join(parts: Sequence[Packed]) -> Packed:
+    return Packed(
+        [position for part in parts for position in part.positions],
+        b"".join([part.records for part in parts]),
+        b"".join([part.metadata for part in parts]),
+        tuple(sorted({shard for part in parts for shard in part.shards})),
+    )
+
+
 def gathered(
     by_shard: Mapping[int, Packing], crossing: Packing, answered: dict[int, OutcomeT]
 ) -> Split[OutcomeT]:

@@ -50,7 +50,7 @@ class Parts(Generic[P]):
 class Batch(Protocol[P, A]):
     """A batch that collects one outcome for each of its items."""
 
-    def take_apart(self, positions: Sequence[int]) -> Parts[P]:
+    async def take_apart(self, positions: Sequence[int]) -> Parts[P]:
         """Sort the items at these positions by shard; write the outcome of those that need none.
 
         Args:
@@ -104,7 +104,7 @@ async def scatter(batch: Batch[P, A], count: int, pool: ShardPool, deadline_s: f
     not_attempted, not_attempted_count = None, 0
     for is_last in (False, True):
         maybe_done = earlier is not None and earlier.indefinite
-        parts = batch.take_apart(positions)
+        parts = await batch.take_apart(positions)
         version = parts.topology_version
         asked = [ask(shard_id, part, version) for shard_id, part in parts.by_shard.items()]
         # Most batches are of one transfer, for which a task would cost as much as all the rest.

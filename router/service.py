@@ -5,9 +5,9 @@ when the client set none, and never more than a maximum.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence, Sized
+from collections.abc import AsyncIterator, Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import grpc
 
@@ -22,7 +22,12 @@ from router.accounts import open_accounts
 from router.results import Outcome, write_group_results, write_results
 from router.routing import is_account_id
 from router.scatter import item_fault
-from router.transfers import Admission, TransferExecutor
+from router.transfers import (
+    TURN_GROUPS_MAX,
+    TURN_TRANSFERS_MAX,
+    Admission,
+    TransferExecutor,
+)
 
 # Long enough to outlast a shard node's restart, short enough to tell a person that it is away.
 DEADLINE_DEFAULT_S: Final = 10.0
@@ -33,6 +38,12 @@ ANSWER_MARGIN_S: Final = 0.05
 ANSWER_MARGIN_SHARE: Final = 0.1
 # Batches of one stream in progress: enough to keep a shard busy while results travel back.
 STREAM_WINDOW: Final = 4
+
+OutcomeT = TypeVar("OutcomeT")
+ResultT = TypeVar("ResultT")
+
+_Begun = asyncio.Queue[asyncio.Task[wallet.StreamTransfersResponse] | None]
+"""A stream's batches under way, in order; None = there will be no more."""
 
 
 class Context(Protocol):
@@ -119,7 +130,7 @@ class WalletServicer(wallet_service_pb2_grpc.WalletServiceServicer):
                 request.transfers, "transfers", self._deadlines.of(context)
             )
         response = wallet.TransferBatchResponse()
-        write_results(outcomes, response.results.add)
+        await _write(outcomes, write_results, response.results.add, TURN_TRANSFERS_MAX)
         return response
 
     async def TransferGroup(  # noqa: N802 - the contract's name
@@ -148,7 +159,7 @@ class WalletServicer(wallet_service_pb2_grpc.WalletServiceServicer):
                 request.groups, "groups", self._deadlines.of(context)
             )
         response = wallet.TransferGroupBatchResponse()
-        write_group_results(outcomes, response.results.add)
+        await _write(outcomes, write_group_results, response.results.add, TURN_GROUPS_MAX)
         return response
 
     async def StreamTransfers(  # noqa: N802 - the contract's name
@@ -160,7 +171,7 @@ class WalletServicer(wallet_service_pb2_grpc.WalletServiceServicer):
         if self._stopping:
             raise _stopped()
         window = asyncio.Semaphore(self._stream_window)
-        begun: asyncio.Queue[asyncio.Task[wallet.StreamTransfersResponse] | None] = asyncio.Queue()
+        begun: _Begun = asyncio.Queue()
         reader = asyncio.get_running_loop().create_task(
             self._read_stream(request_iterator, context, window, begun)
         )
@@ -188,9 +199,10 @@ class WalletServicer(wallet_service_pb2_grpc.WalletServiceServicer):
         requests: AsyncIterator[wallet.StreamTransfersRequest],
         context: Context,
         window: asyncio.Semaphore,
-        begun: asyncio.Queue[asyncio.Task[wallet.StreamTransfersResponse] | None],
+        begun: _Begun,
     ) -> None:
         """Begin batches while the window has room. None in `begun` says that no more will come."""
+        in_order = asyncio.Lock()
         try:
             while True:
                 await window.acquire()
@@ -199,25 +211,26 @@ class WalletServicer(wallet_service_pb2_grpc.WalletServiceServicer):
                     return
                 _check_length(request.transfers, "transfers")
                 deadline_s = self._deadlines.of_next_batch(context)
-                begun.put_nowait(
-                    asyncio.get_running_loop().create_task(self._stream_batch(request, deadline_s))
-                )
+                batch = self._stream_batch(request, deadline_s, in_order)
+                begun.put_nowait(asyncio.get_running_loop().create_task(batch))
         finally:
             begun.put_nowait(None)
 
     async def _stream_batch(
-        self, request: wallet.StreamTransfersRequest, deadline_s: float
+        self, request: wallet.StreamTransfersRequest, deadline_s: float, in_order: asyncio.Lock
     ) -> wallet.StreamTransfersResponse:
         """Execute one batch of a stream, whose faults never end the stream."""
         outcomes: Sequence[Outcome]
         count = len(request.transfers)
         try:
             with self._admission.admit(count, request.ByteSize()):
-                outcomes = await self._executor.execute(request.transfers, "transfers", deadline_s)
+                outcomes = await self._executor.execute(
+                    request.transfers, "transfers", deadline_s, in_order
+                )
         except Fault as fault:
             outcomes = [item_fault(fault, index) for index in range(count)]
         response = wallet.StreamTransfersResponse()
-        write_results(outcomes, response.results.add)
+        await _write(outcomes, write_results, response.results.add, TURN_TRANSFERS_MAX)
         return response
 
     async def OpenAccounts(  # noqa: N802 - the contract's name
@@ -301,10 +314,20 @@ def _stopped() -> Fault:
     )
 
 
-async def _cancel(
-    reader: asyncio.Task[None],
-    begun: asyncio.Queue[asyncio.Task[wallet.StreamTransfersResponse] | None],
+async def _write(
+    outcomes: Sequence[OutcomeT],
+    write: Callable[[Sequence[OutcomeT], Callable[[], ResultT]], None],
+    add: Callable[[], ResultT],
+    turn_max: int,
 ) -> None:
+    """Write outcomes as messages, so many in one turn of the event loop."""
+    for start in range(0, len(outcomes), turn_max):
+        if start:
+            await asyncio.sleep(0)
+        write(outcomes[start : start + turn_max], add)
+
+
+async def _cancel(reader: asyncio.Task[None], begun: _Begun) -> None:
     """End a stream's reader and whatever batches nobody will hear of any more."""
     tasks: list[asyncio.Task[object]] = [reader]
     while not begun.empty():

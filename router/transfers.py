@@ -1,8 +1,9 @@
 """Executes batches of transfers and of groups, and bounds how many are in progress."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar, cast
+from typing import Final, Generic, Protocol, TypeVar, cast, overload
 
 import grpc
 
@@ -14,7 +15,7 @@ from doubloon.v1 import types_pb2, wallet_service_pb2
 from router.groups import split_groups
 from router.results import GroupOutcome, Outcome, unpack, unpack_groups
 from router.routes import COORDINATORS, Routes
-from router.routing import Packed, Rules, Split, split
+from router.routing import Packed, Rules, Split, joined, split
 from router.scatter import Part, Parts, scatter
 
 ItemT = TypeVar("ItemT")
@@ -27,6 +28,11 @@ TRANSFER_WIRE_BYTES: Final = 512
 # Sixteen full batches: at most 64 MiB of messages, and more than all shards' queues turn over in a
 # second.
 IN_FLIGHT_MAX: Final = 16 * BATCH_TRANSFERS_MAX
+TURN_TRANSFERS_MAX: Final = 1_024
+"""Transfers that are taken apart, or whose results are written, in one turn of the event loop: some
+2 ms. A full batch would keep all others waiting for twenty."""
+TURN_GROUPS_MAX: Final = 128
+"""The same of groups, of up to 16 transfers."""
 
 
 class Admission:
@@ -80,7 +86,10 @@ class Items(Protocol[ItemT_co]):
     """A repeated field."""
 
     def __len__(self) -> int: ...
+    @overload
     def __getitem__(self, index: int, /) -> ItemT_co: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> Sequence[ItemT_co]: ...
     def __iter__(self) -> Iterator[ItemT_co]: ...
 
 
@@ -104,7 +113,11 @@ class TransferExecutor:
         self._rules: tuple[ClusterView, Rules] | None = None
 
     async def execute(
-        self, transfers: Items[types_pb2.Transfer], path: str, deadline_s: float
+        self,
+        transfers: Items[types_pb2.Transfer],
+        path: str,
+        deadline_s: float,
+        in_order: asyncio.Lock | None = None,
     ) -> list[Outcome]:
         """Execute 1 … 8,192 transfers; return one outcome for each, in their order.
 
@@ -112,11 +125,15 @@ class TransferExecutor:
             transfers: in request order.
             path: the request's field that holds them, for the paths in faults.
             deadline_s: in the running loop's time.
+            in_order: batches that share one are sent in the order in which they were given.
 
         Raises:
             Fault: definite: nobody attempted any of them.
         """
-        batch = _Execution(self, transfers, path, split, unpack, self._routes.transfers)
+        batch = _Execution(
+            self, transfers, path, split, unpack, self._routes.transfers, TURN_TRANSFERS_MAX,
+            in_order,
+        )  # fmt: skip
         await scatter(batch, len(transfers), self._pool, deadline_s)
         return batch.complete()
 
@@ -124,7 +141,9 @@ class TransferExecutor:
         self, groups: Items[wallet_service_pb2.Group], path: str, deadline_s: float
     ) -> list[GroupOutcome]:
         """Execute 1 … 1,024 groups, of 8,192 transfers in all; as `execute`."""
-        batch = _Execution(self, groups, path, split_groups, unpack_groups, self._routes.groups)
+        batch = _Execution(
+            self, groups, path, split_groups, unpack_groups, self._routes.groups, TURN_GROUPS_MAX
+        )
         await scatter(batch, len(groups), self._pool, deadline_s)
         return batch.complete()
 
@@ -154,21 +173,32 @@ class _Execution(Generic[ItemT, OutcomeT]):
     split: Callable[[Iterable[tuple[int, ItemT]], Rules, str], Split[OutcomeT | types_pb2.Fault]]
     unpack: Callable[[bytes, Sequence[int]], list[OutcomeT | types_pb2.Fault]]
     send: Callable[[int, Packed, int, float], Awaitable[bytes]]
+    turn_max: int
+    in_order: asyncio.Lock | None = None
     # In request order; None = not yet.
     outcomes: list[OutcomeT | types_pb2.Fault | None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.outcomes = [None] * len(self.items)
 
-    def take_apart(self, positions: Sequence[int]) -> Parts[Packed]:
-        rules = self.executor.rules
-        items = self.items
-        numbered = (
-            enumerate(items)
-            if len(positions) == len(items)
-            else ((position, items[position]) for position in positions)
-        )
-        parts = self.split(numbered, rules, self.path)
+    async def take_apart(self, positions: Sequence[int]) -> Parts[Packed]:
+        if self.in_order is None:
+            return await self._take_apart(positions)
+        async with self.in_order:
+            return await self._take_apart(positions)
+
+    async def _take_apart(self, positions: Sequence[int]) -> Parts[Packed]:
+        rules, items = self.executor.rules, self.items
+        slices = []
+        for start in range(0, len(positions), self.turn_max):
+            if start:
+                await asyncio.sleep(0)
+            some = positions[start : start + self.turn_max]
+            numbered = zip(some, items[some[0] : some[-1] + 1], strict=True)
+            if some[-1] + 1 - some[0] != len(some):  # a second try of some items
+                numbered = zip(some, [items[position] for position in some], strict=True)
+            slices.append(self.split(numbered, rules, self.path))
+        parts = joined(slices)
         for position, outcome in parts.answered.items():
             self.outcomes[position] = outcome
         by_shard = {shard: Part(own.positions, own) for shard, own in parts.batches.items()}

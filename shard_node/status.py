@@ -79,6 +79,7 @@ class StatusReporter:
             accounts_cached=len(ledger.memory.accounts),
             memory_bytes=anonymous_memory_bytes(),
             longest_turn_us=self._longest_turn_us(),
+            longest_turn_cpu_us=self._longest_turn_cpu_us(),
             clock_us=engine.clock_us,
             transactions_prepared=len(ledger.transactions.prepared),
             transactions_unfinished=len(ledger.transactions.decided),
@@ -101,6 +102,7 @@ class StatusReporter:
             version=process.version,
             started_us=process.started_us,
             longest_turn_us=turn_us,
+            longest_turn_cpu_us=self._longest_turn_cpu_us(),
             memory_bytes=anonymous_memory_bytes(),
             checks=[
                 _check("etcd", connected, "in touch" if connected else "out of touch"),
@@ -116,6 +118,9 @@ class StatusReporter:
 
     def _longest_turn_us(self) -> int:
         return int(self._monitor.longest_turn_ms * 1_000)
+
+    def _longest_turn_cpu_us(self) -> int:
+        return int(self._monitor.longest_turn_cpu_ms * 1_000)
 
 
 def _check(name: str, healthy: bool, detail: str) -> admin_service_pb2.HealthCheck:  # noqa: FBT001 - a small table's rows

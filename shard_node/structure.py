@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 def structural_damage(environment: Path) -> str:
     """What is wrong with the tree of an environment's file; empty = nothing, or no file.
 
-    To be called while nobody writes to it.
+    A file without a byte is none: LMDB makes it and then writes its first pages, and a process that
+    ends in between leaves it behind. To be called while nobody writes to it.
     """
-    if not (environment / "data.mdb").exists():
+    file = environment / "data.mdb"
+    if not file.exists() or file.stat().st_size == 0:
         return ""
     try:
         found: list[str] = verify(str(environment))  # type: ignore[no-untyped-call]  # it ships no types

@@ -109,6 +109,8 @@ class ShardStatus:
     """Blocks and rows that the scrub has read in its present pass."""
     scrub_total: int
     """Blocks and rows that there were when that pass began; 0 = there is none."""
+    longest_turn_cpu_us: int
+    """The most processor time of any turn, microseconds; the longest has waited for the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,8 @@ class ProcessHealth:
     """Anonymous resident memory, bytes."""
     checks: tuple[HealthCheck, ...]
     """What was checked just now."""
+    longest_turn_cpu_us: int
+    """The most processor time that a turn of its event loop took, microseconds."""
 
     @property
     def healthy(self) -> bool:

@@ -181,6 +181,7 @@ def _shard_status(message: admin_service_pb2.ShardStatus) -> ShardStatus:
         scrub_ended_us=message.scrub_ended_us,
         scrub_checked=message.scrub_checked,
         scrub_total=message.scrub_total,
+        longest_turn_cpu_us=message.longest_turn_cpu_us,
     )
 
 
@@ -194,6 +195,7 @@ def process_health(message: admin_service_pb2.GetProcessHealthResponse) -> Proce
         longest_turn_us=message.longest_turn_us,
         memory_bytes=message.memory_bytes,
         checks=tuple(HealthCheck(each.name, each.healthy, each.detail) for each in message.checks),
+        longest_turn_cpu_us=message.longest_turn_cpu_us,
     )
 
 

@@ -71,7 +71,7 @@ def cost_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             for name, held in usage["rss_anon_bytes"].items()
             if name.partition("-")[0] in {"shard", "router", "client"}
         }
-        turns = usage["longest_turn_ms"]
+        turns, turns_cpu = usage["longest_turn_ms"], usage["turn_cpu_ms"]
         yield (
             case["name"],
             number(usage["syncs_per_s"]),
@@ -79,13 +79,14 @@ def cost_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             *(number(costs[role]) if role in costs else "" for role in ROLES[:7]),
             number(max((memory[m] for m in memory if m.startswith("shard")), default=0)),
             number(max(turns.values(), default=0)),
+            number(max(turns_cpu.values(), default=0)),
             f"{usage['others_cpu_s'] / usage['seconds'] * 100:.0f} %",
         )
 
 
 COST_COLUMNS = (
     "case", "syncs/s", "disk B each", "client", "router", "coordinator", "shard", "checkpoint",
-    "scrub", "etcd", "shard MiB", "turn ms", "others",
+    "scrub", "etcd", "shard MiB", "turn ms", "of CPU", "others",
 )  # fmt: skip
 
 

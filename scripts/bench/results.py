@@ -86,6 +86,7 @@ class Usage:
         rss_anon_bytes: the most anonymous resident memory seen, by process.
         longest_turn_ms: of each process's event loop since it started, where it tells.
         turn_before_ms: the same before the timed part: what is no longer was no longest turn of it.
+        turn_cpu_ms: the most processor time of any turn since the process started.
         others_cpu_s: processor seconds that processes which are not ours used meanwhile: a quiet
             machine has next to none.
         stolen_cpu_s: what the host of a virtual machine took meanwhile.
@@ -101,6 +102,7 @@ class Usage:
     rss_anon_bytes: Mapping[str, int] = field(default_factory=dict)
     longest_turn_ms: Mapping[str, float] = field(default_factory=dict)
     turn_before_ms: Mapping[str, float] = field(default_factory=dict)
+    turn_cpu_ms: Mapping[str, float] = field(default_factory=dict)
     others_cpu_s: float = 0.0
     stolen_cpu_s: float = 0.0
     python_loop_ns: float = 0.0

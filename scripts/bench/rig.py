@@ -19,7 +19,9 @@ from doubloon import (
     AsyncAdminClient,
     AsyncClient,
     ClusterStatus,
+    ProcessHealth,
     RetryPolicy,
+    ShardStatus,
     new_transfer_id,
 )
 from doubloon.v1 import types_pb2
@@ -175,7 +177,7 @@ class Rig:
     async def measured(self) -> AsyncIterator[Section]:
         """Note what everything uses while the context lasts, and check nothing was lost."""
         section = Section()
-        before, turns_before = await self.admin.cluster_status(), await self._turns()
+        before, (turns_before, _) = await self.admin.cluster_status(), await self._turns()
         disk, pids, loop_ns = self.data_bytes(), self.pids(), python_loop_ns()
         cpu, machine = cpu_of(pids), MachineWatch()
         async with MemoryWatch(self.pids) as section.memory:
@@ -183,7 +185,7 @@ class Rig:
         seconds = machine.seconds()
         used_s = {name: used - cpu[name] for name, used in cpu_of(pids).items()}
         others_s, stolen_s = machine.others_s(sum(used_s.values())), machine.stolen_s()
-        after, turns_after = await self.admin.cluster_status(), await self._turns()
+        after, (turns_after, turns_cpu) = await self.admin.cluster_status(), await self._turns()
 
         def grown(name: str) -> int:
             return _total(after, name) - _total(before, name)
@@ -198,20 +200,25 @@ class Rig:
             dict(section.memory.peak_bytes),
             turns_after,
             turns_before,
+            turns_cpu,
             others_s,
             stolen_s,
             loop_ns,
         )
 
-    async def _turns(self) -> dict[str, float]:
-        """Return the longest turn of every event loop that tells, milliseconds."""
+    async def _turns(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return each event loop's longest turn, and its most processor time in one; ms."""
         shards = (await self.admin.cluster_status()).shards
-        turns = {f"{SHARD}-{each.shard_id}": each.longest_turn_us / 1e3 for each in shards}
+        told: dict[str, ShardStatus | ProcessHealth] = {
+            f"{SHARD}-{each.shard_id}": each for each in shards
+        }
         for number, address in enumerate(self.cluster.routers, 1):
             async with AsyncAdminClient(address) as admin:
-                health = await admin.process_health()
-            turns[f"{ROUTER}-{number}"] = health.longest_turn_us / 1e3
-        return turns
+                told[f"{ROUTER}-{number}"] = await admin.process_health()
+        return (
+            {process: each.longest_turn_us / 1e3 for process, each in told.items()},
+            {process: each.longest_turn_cpu_us / 1e3 for process, each in told.items()},
+        )
 
     async def close(self) -> None:
         """Disconnect from the shard nodes."""

@@ -37,7 +37,7 @@ BARS = {"node": "1", "two-shards": "2", "callers-64": "3", "questions": "6", "re
 USED = {
     "seconds", "transfers", "syncs", "syncs_per_s", "log_bytes_per_transfer",
     "disk_bytes_per_transfer", "cpu_s", "cpu_us_per_transfer", "rss_anon_bytes", "longest_turn_ms",
-    "turn_before_ms", "others_cpu_s", "stolen_cpu_s", "python_loop_ns",
+    "turn_before_ms", "turn_cpu_ms", "others_cpu_s", "stolen_cpu_s", "python_loop_ns",
 }  # fmt: skip
 
 

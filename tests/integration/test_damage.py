@@ -60,6 +60,19 @@ async def test_an_undamaged_folder_is_served(folder: Folder) -> None:
     assert verified.rows > 0
 
 
+@pytest.mark.parametrize("environments", [("log",), ("log", "state")])
+def test_a_folder_whose_first_start_was_killed_is_empty_and_sound(
+    tmp_path: Path, environments: tuple[str, ...]
+) -> None:
+    """LMDB makes a file before it writes to it."""
+    for environment in environments:
+        (tmp_path / environment).mkdir()
+        (tmp_path / environment / "data.mdb").touch()
+    verified = verify_history(tmp_path, IDENTITY, LIMITS)
+    assert (verified.blocks, verified.records, verified.rows) == (0, 0, 0)
+    recovers(tmp_path)
+
+
 # --- blocks ---------------------------------------------------------------------------------------
 
 

@@ -74,7 +74,7 @@ async def router(
     executor = TransferExecutor(membership, pool, routes, allow_imports=allow_imports)
     deadlines = deadlines or Deadlines()
     wallet = WalletServicer(pool, executor, Admission(in_flight_max), deadlines, stream_window)
-    process = ProcessFacts("r1", "test", 5, lambda: 1_500)
+    process = ProcessFacts("r1", "test", 5, lambda: 1_500, lambda: 900)
     admin = AdminServicer(membership, pool, deadlines, process, ManualClock(NOW_US))
     loop = asyncio.get_running_loop()
     following = [loop.create_task(each.follow()) for each in (pool, coordinator_pool)]

@@ -113,6 +113,17 @@ async def test_a_full_batch_is_taken() -> None:
         assert results == [completed(n) for n in numbers]
 
 
+@virtual_time
+async def test_a_full_batch_holds_up_nobody() -> None:
+    """It is taken apart, and its results are written, in turns of the event loop."""
+    async with router() as it:
+        full = asyncio.ensure_future(batch(it, *[transfer(1, n) for n in range(1, 8_193)]))
+        await asyncio.sleep(0)
+        assert await batch(it, transfer(2, 9_000)) == [completed(9_000)]
+        assert not it.cluster.node(1).asked, "the full batch is still being taken apart"
+        assert await full == [completed(n) for n in range(1, 8_193)]
+
+
 # Shards that are away
 
 

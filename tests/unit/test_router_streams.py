@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
+from cluster.packed import BODY, BODY_BYTES
 from cluster.rpc import Fault
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
@@ -56,6 +57,19 @@ async def test_a_stream_answers_in_order_whatever_order_shards_answer_in() -> No
         assert list((await first).results) == [completed(1), completed(2)]
         rest = [list(answer.results) async for answer in answers]
         assert rest == [[completed(3)], [completed(4), completed(5)]]
+
+
+@virtual_time
+async def test_the_batches_of_a_stream_are_sent_in_order_however_long_each_is() -> None:
+    async with router() as it:
+        requests = stream_of(request_of(*range(1, 5_001)), request_of(6_001), request_of(6_002))
+        answers = it.wallet.StreamTransfers(requests, Call())
+        results = [result async for answer in answers for result in answer.results]
+        assert results == [completed(n) for n in (*range(1, 5_001), 6_001, 6_002)]
+        sent = b"".join(request.bodies for _, request in it.cluster.node(2).asked)
+        assert len(sent) == 5_002 * BODY_BYTES
+        references = [row[4] for row in BODY.iter_unpack(sent)]
+        assert references == [*range(1, 5_001), 6_001, 6_002]
 
 
 @virtual_time

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from cluster.topology import Topology
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
 from router.results import MalformedResults, Outcome, unpack, write_results
-from router.routing import Packed, Rules, is_account_id, split, split_accounts
+from router.routing import Packed, Rules, is_account_id, joined, split, split_accounts
 
 TOPOLOGY = Topology.even([1, 2, 3])
 RULES = Rules(TOPOLOGY, {"GOLD": 1, "GEM": 2}, allow_imports=False)
@@ -106,6 +107,24 @@ def test_a_malformed_item_faults_alone(changes: dict[str, Any], code: int, field
     assert parts.crossing is None
     assert parts.batches.keys() == {2}
     assert parts.batches[2].positions == [0, 2]
+
+
+def test_a_batch_split_in_slices_is_split_as_a_whole(rng: random.Random) -> None:
+    accounts = (ONE, OTHER, ELSEWHERE)
+    batch = [
+        transfer(
+            source_account_id=rng.choice(accounts),
+            destination_account_id=rng.choice(accounts),
+            metadata=rng.randbytes(rng.choice((0, 0, 3))),
+            type=rng.choice((0, 1, 1, 1)),
+            reference=number,
+        )
+        for number in range(200)
+    ]
+    numbered = list(enumerate(batch))
+    cuts = [0, *sorted(rng.sample(range(1, 200), rng.randrange(8))), 200]
+    slices = [split(numbered[a:b], RULES, "transfers") for a, b in pairwise(cuts)]
+    assert joined(slices) == split(numbered, RULES, "transfers")
 
 
 @pytest.mark.parametrize(

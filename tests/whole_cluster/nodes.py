@@ -275,7 +275,7 @@ class Router:
         executor = TransferExecutor(membership, pool, routes, allow_imports=False)
         wallet = WalletServicer(pool, executor, Admission(), Deadlines())
         member_id = f"router-{self._number}-{process.starts}"
-        facts = RouterFacts(member_id, VERSION, process.now_us(), lambda: 0)
+        facts = RouterFacts(member_id, VERSION, process.now_us(), lambda: 0, lambda: 0)
         admin = AdminServicer(membership, pool, Deadlines(), facts, process)
         site.network.listen(process, self.address, (wallet, admin))
         member = Member(ROUTER_ROLE, member_id, self.address, VERSION, process.now_us())

@@ -26,15 +26,15 @@ from doubloon.v1 import coordinator_service_pb2 as doubloon_dot_v1_dot_coordinat
 from doubloon.v1 import types_pb2 as doubloon_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64oubloon/v1/admin_service.proto\x12\x0b\x64oubloon.v1\x1a%doubloon/v1/coordinator_service.proto\x1a\x17\x64oubloon/v1/types.proto\"E\n\x08\x43urrency\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\r\n\x05scale\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\"D\n\x17RegisterCurrencyRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\r\n\x05scale\x18\x02 \x01(\r\x12\x0c\n\x04name\x18\x03 \x01(\t\"C\n\x18RegisterCurrencyResponse\x12\'\n\x08\x63urrency\x18\x01 \x01(\x0b\x32\x15.doubloon.v1.Currency\"\x17\n\x15ListCurrenciesRequest\"C\n\x16ListCurrenciesResponse\x12)\n\ncurrencies\x18\x01 \x03(\x0b\x32\x15.doubloon.v1.Currency\"l\n\x1a\x43hangeAccountStatusRequest\x12\x12\n\naccount_id\x18\x01 \x01(\x04\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.doubloon.v1.AccountStatus\x12\x0e\n\x06reason\x18\x03 \x01(\t\"T\n\x1b\x43hangeAccountStatusResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.doubloon.v1.Account\x12\x0e\n\x06repeat\x18\x02 \x01(\x08\"\x19\n\x17GetClusterStatusRequest\"^\n\x0cMemberStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x12\n\nstarted_us\x18\x05 \x01(\x03\"\xf3\x04\n\x0bShardStatus\x12\x10\n\x08shard_id\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07primary\x18\x03 \x01(\t\x12\x11\n\treachable\x18\x04 \x01(\x08\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x15\n\rdurable_block\x18\x06 \x01(\x04\x12\x18\n\x10\x64urable_sequence\x18\x07 \x01(\x04\x12\x18\n\x10\x63heckpoint_block\x18\x08 \x01(\x04\x12 \n\x18records_since_checkpoint\x18\t \x01(\x04\x12\x1b\n\x13transfers_completed\x18\n \x01(\x04\x12\x19\n\x11transfers_refused\x18\x0b \x01(\x04\x12\x1a\n\x12transfers_repeated\x18\x0c \x01(\x04\x12\x11\n\tlog_syncs\x18\r \x01(\x04\x12\x11\n\tlog_bytes\x18\x0e \x01(\x04\x12\x13\n\x0bstate_bytes\x18\x0f \x01(\x04\x12\x17\n\x0f\x61\x63\x63ounts_cached\x18\x10 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x11 \x01(\x04\x12\x17\n\x0flongest_turn_us\x18\x12 \x01(\x04\x12\x10\n\x08\x63lock_us\x18\x13 \x01(\x03\x12\x17\n\x0fspace_exhausted\x18\x14 \x01(\x08\x12\x1d\n\x15transactions_prepared\x18\x15 \x01(\r\x12\x1f\n\x17transactions_unfinished\x18\x16 \x01(\r\x12\x1d\n\x15oldest_transaction_us\x18\x17 \x01(\x03\x12\x16\n\x0escrub_ended_us\x18\x18 \x01(\x03\x12\x15\n\rscrub_checked\x18\x19 \x01(\x04\x12\x13\n\x0bscrub_total\x18\x1a \x01(\x04\"\xa2\x01\n\x18GetClusterStatusResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04\x12(\n\x06shards\x18\x02 \x03(\x0b\x32\x18.doubloon.v1.ShardStatus\x12*\n\x07members\x18\x03 \x03(\x0b\x32\x19.doubloon.v1.MemberStatus\x12\x16\n\x0e\x65tcd_connected\x18\x04 \x01(\x08\"\x19\n\x17GetProcessHealthRequest\"<\n\x0bHealthCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xb2\x01\n\x18GetProcessHealthResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x12\n\nstarted_us\x18\x04 \x01(\x03\x12\x17\n\x0flongest_turn_us\x18\x05 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12(\n\x06\x63hecks\x18\x07 \x03(\x0b\x32\x18.doubloon.v1.HealthCheck\"\x1a\n\x18\x43heckConservationRequest\"\x9c\x01\n\nShardBooks\x12\x10\n\x08shard_id\x18\x01 \x01(\r\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63\x63ounts\x18\x03 \x01(\x04\x12\x16\n\x0epositive_minor\x18\x04 \x01(\t\x12\x16\n\x0enegative_minor\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61lanced\x18\x06 \x01(\x08\x12\x16\n\x0e\x63learing_minor\x18\x07 \x01(\t\"U\n\x19\x43heckConservationResponse\x12&\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x17.doubloon.v1.ShardBooks\x12\x10\n\x08\x62\x61lanced\x18\x02 \x01(\x08\" \n\x0c\x41uditRequest\x12\x10\n\x08\x61s_of_us\x18\x01 \x01(\x03\"\xcd\x01\n\x0eShardPairAudit\x12\x10\n\x08shard_id\x18\x01 \x01(\r\x12\x15\n\rpeer_shard_id\x18\x02 \x01(\r\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x16\n\x0eposition_minor\x18\x04 \x01(\t\x12\x1b\n\x13peer_position_minor\x18\x05 \x01(\t\x12\x16\n\x0eunposted_minor\x18\x06 \x01(\t\x12\x10\n\x08\x62\x61lanced\x18\x07 \x01(\x08\x12!\n\x19\x64iffering_transaction_ids\x18\x08 \x03(\x0c\"q\n\rAuditResponse\x12\x10\n\x08\x61s_of_us\x18\x01 \x01(\x03\x12*\n\x05pairs\x18\x02 \x03(\x0b\x32\x1b.doubloon.v1.ShardPairAudit\x12\x10\n\x08in_doubt\x18\x03 \x01(\r\x12\x10\n\x08\x62\x61lanced\x18\x04 \x01(\x08\"C\n\x12ListInDoubtRequest\x12\x15\n\rolder_than_us\x18\x01 \x01(\x03\x12\x16\n\x0etransaction_id\x18\x02 \x01(\x0c\"h\n\x13ListInDoubtResponse\x12\x32\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x1c.doubloon.v1.TransactionInfo\x12\x1d\n\x15unreachable_shard_ids\x18\x02 \x03(\r\"3\n\x19ResolveTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\x0c\"H\n\x1aResolveTransactionResponse\x12*\n\x04\x66\x61te\x18\x01 \x01(\x0e\x32\x1c.doubloon.v1.TransactionFate*q\n\x0fTransactionFate\x12 \n\x1cTRANSACTION_FATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTRANSACTION_FATE_COMMITTED\x10\x01\x12\x1c\n\x18TRANSACTION_FATE_ABORTED\x10\x02\x32\xd3\x06\n\x0c\x41\x64minService\x12_\n\x10RegisterCurrency\x12$.doubloon.v1.RegisterCurrencyRequest\x1a%.doubloon.v1.RegisterCurrencyResponse\x12Y\n\x0eListCurrencies\x12\".doubloon.v1.ListCurrenciesRequest\x1a#.doubloon.v1.ListCurrenciesResponse\x12h\n\x13\x43hangeAccountStatus\x12\'.doubloon.v1.ChangeAccountStatusRequest\x1a(.doubloon.v1.ChangeAccountStatusResponse\x12_\n\x10GetClusterStatus\x12$.doubloon.v1.GetClusterStatusRequest\x1a%.doubloon.v1.GetClusterStatusResponse\x12_\n\x10GetProcessHealth\x12$.doubloon.v1.GetProcessHealthRequest\x1a%.doubloon.v1.GetProcessHealthResponse\x12\x62\n\x11\x43heckConservation\x12%.doubloon.v1.CheckConservationRequest\x1a&.doubloon.v1.CheckConservationResponse\x12>\n\x05\x41udit\x12\x19.doubloon.v1.AuditRequest\x1a\x1a.doubloon.v1.AuditResponse\x12P\n\x0bListInDoubt\x12\x1f.doubloon.v1.ListInDoubtRequest\x1a .doubloon.v1.ListInDoubtResponse\x12\x65\n\x12ResolveTransaction\x12&.doubloon.v1.ResolveTransactionRequest\x1a\'.doubloon.v1.ResolveTransactionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64oubloon/v1/admin_service.proto\x12\x0b\x64oubloon.v1\x1a%doubloon/v1/coordinator_service.proto\x1a\x17\x64oubloon/v1/types.proto\"E\n\x08\x43urrency\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\r\n\x05scale\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\"D\n\x17RegisterCurrencyRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\r\n\x05scale\x18\x02 \x01(\r\x12\x0c\n\x04name\x18\x03 \x01(\t\"C\n\x18RegisterCurrencyResponse\x12\'\n\x08\x63urrency\x18\x01 \x01(\x0b\x32\x15.doubloon.v1.Currency\"\x17\n\x15ListCurrenciesRequest\"C\n\x16ListCurrenciesResponse\x12)\n\ncurrencies\x18\x01 \x03(\x0b\x32\x15.doubloon.v1.Currency\"l\n\x1a\x43hangeAccountStatusRequest\x12\x12\n\naccount_id\x18\x01 \x01(\x04\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.doubloon.v1.AccountStatus\x12\x0e\n\x06reason\x18\x03 \x01(\t\"T\n\x1b\x43hangeAccountStatusResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.doubloon.v1.Account\x12\x0e\n\x06repeat\x18\x02 \x01(\x08\"\x19\n\x17GetClusterStatusRequest\"^\n\x0cMemberStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x12\n\nstarted_us\x18\x05 \x01(\x03\"\x90\x05\n\x0bShardStatus\x12\x10\n\x08shard_id\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07primary\x18\x03 \x01(\t\x12\x11\n\treachable\x18\x04 \x01(\x08\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x15\n\rdurable_block\x18\x06 \x01(\x04\x12\x18\n\x10\x64urable_sequence\x18\x07 \x01(\x04\x12\x18\n\x10\x63heckpoint_block\x18\x08 \x01(\x04\x12 \n\x18records_since_checkpoint\x18\t \x01(\x04\x12\x1b\n\x13transfers_completed\x18\n \x01(\x04\x12\x19\n\x11transfers_refused\x18\x0b \x01(\x04\x12\x1a\n\x12transfers_repeated\x18\x0c \x01(\x04\x12\x11\n\tlog_syncs\x18\r \x01(\x04\x12\x11\n\tlog_bytes\x18\x0e \x01(\x04\x12\x13\n\x0bstate_bytes\x18\x0f \x01(\x04\x12\x17\n\x0f\x61\x63\x63ounts_cached\x18\x10 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x11 \x01(\x04\x12\x17\n\x0flongest_turn_us\x18\x12 \x01(\x04\x12\x10\n\x08\x63lock_us\x18\x13 \x01(\x03\x12\x17\n\x0fspace_exhausted\x18\x14 \x01(\x08\x12\x1d\n\x15transactions_prepared\x18\x15 \x01(\r\x12\x1f\n\x17transactions_unfinished\x18\x16 \x01(\r\x12\x1d\n\x15oldest_transaction_us\x18\x17 \x01(\x03\x12\x16\n\x0escrub_ended_us\x18\x18 \x01(\x03\x12\x15\n\rscrub_checked\x18\x19 \x01(\x04\x12\x13\n\x0bscrub_total\x18\x1a \x01(\x04\x12\x1b\n\x13longest_turn_cpu_us\x18\x1b \x01(\x04\"\xa2\x01\n\x18GetClusterStatusResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04\x12(\n\x06shards\x18\x02 \x03(\x0b\x32\x18.doubloon.v1.ShardStatus\x12*\n\x07members\x18\x03 \x03(\x0b\x32\x19.doubloon.v1.MemberStatus\x12\x16\n\x0e\x65tcd_connected\x18\x04 \x01(\x08\"\x19\n\x17GetProcessHealthRequest\"<\n\x0bHealthCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xcf\x01\n\x18GetProcessHealthResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x12\n\nstarted_us\x18\x04 \x01(\x03\x12\x17\n\x0flongest_turn_us\x18\x05 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12(\n\x06\x63hecks\x18\x07 \x03(\x0b\x32\x18.doubloon.v1.HealthCheck\x12\x1b\n\x13longest_turn_cpu_us\x18\x08 \x01(\x04\"\x1a\n\x18\x43heckConservationRequest\"\x9c\x01\n\nShardBooks\x12\x10\n\x08shard_id\x18\x01 \x01(\r\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63\x63ounts\x18\x03 \x01(\x04\x12\x16\n\x0epositive_minor\x18\x04 \x01(\t\x12\x16\n\x0enegative_minor\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61lanced\x18\x06 \x01(\x08\x12\x16\n\x0e\x63learing_minor\x18\x07 \x01(\t\"U\n\x19\x43heckConservationResponse\x12&\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x17.doubloon.v1.ShardBooks\x12\x10\n\x08\x62\x61lanced\x18\x02 \x01(\x08\" \n\x0c\x41uditRequest\x12\x10\n\x08\x61s_of_us\x18\x01 \x01(\x03\"\xcd\x01\n\x0eShardPairAudit\x12\x10\n\x08shard_id\x18\x01 \x01(\r\x12\x15\n\rpeer_shard_id\x18\x02 \x01(\r\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x16\n\x0eposition_minor\x18\x04 \x01(\t\x12\x1b\n\x13peer_position_minor\x18\x05 \x01(\t\x12\x16\n\x0eunposted_minor\x18\x06 \x01(\t\x12\x10\n\x08\x62\x61lanced\x18\x07 \x01(\x08\x12!\n\x19\x64iffering_transaction_ids\x18\x08 \x03(\x0c\"q\n\rAuditResponse\x12\x10\n\x08\x61s_of_us\x18\x01 \x01(\x03\x12*\n\x05pairs\x18\x02 \x03(\x0b\x32\x1b.doubloon.v1.ShardPairAudit\x12\x10\n\x08in_doubt\x18\x03 \x01(\r\x12\x10\n\x08\x62\x61lanced\x18\x04 \x01(\x08\"C\n\x12ListInDoubtRequest\x12\x15\n\rolder_than_us\x18\x01 \x01(\x03\x12\x16\n\x0etransaction_id\x18\x02 \x01(\x0c\"h\n\x13ListInDoubtResponse\x12\x32\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x1c.doubloon.v1.TransactionInfo\x12\x1d\n\x15unreachable_shard_ids\x18\x02 \x03(\r\"3\n\x19ResolveTransactionRequest\x12\x16\n\x0etransaction_id\x18\x01 \x01(\x0c\"H\n\x1aResolveTransactionResponse\x12*\n\x04\x66\x61te\x18\x01 \x01(\x0e\x32\x1c.doubloon.v1.TransactionFate*q\n\x0fTransactionFate\x12 \n\x1cTRANSACTION_FATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTRANSACTION_FATE_COMMITTED\x10\x01\x12\x1c\n\x18TRANSACTION_FATE_ABORTED\x10\x02\x32\xd3\x06\n\x0c\x41\x64minService\x12_\n\x10RegisterCurrency\x12$.doubloon.v1.RegisterCurrencyRequest\x1a%.doubloon.v1.RegisterCurrencyResponse\x12Y\n\x0eListCurrencies\x12\".doubloon.v1.ListCurrenciesRequest\x1a#.doubloon.v1.ListCurrenciesResponse\x12h\n\x13\x43hangeAccountStatus\x12\'.doubloon.v1.ChangeAccountStatusRequest\x1a(.doubloon.v1.ChangeAccountStatusResponse\x12_\n\x10GetClusterStatus\x12$.doubloon.v1.GetClusterStatusRequest\x1a%.doubloon.v1.GetClusterStatusResponse\x12_\n\x10GetProcessHealth\x12$.doubloon.v1.GetProcessHealthRequest\x1a%.doubloon.v1.GetProcessHealthResponse\x12\x62\n\x11\x43heckConservation\x12%.doubloon.v1.CheckConservationRequest\x1a&.doubloon.v1.CheckConservationResponse\x12>\n\x05\x41udit\x12\x19.doubloon.v1.AuditRequest\x1a\x1a.doubloon.v1.AuditResponse\x12P\n\x0bListInDoubt\x12\x1f.doubloon.v1.ListInDoubtRequest\x1a .doubloon.v1.ListInDoubtResponse\x12\x65\n\x12ResolveTransaction\x12&.doubloon.v1.ResolveTransactionRequest\x1a\'.doubloon.v1.ResolveTransactionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'doubloon.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRANSACTIONFATE']._serialized_start=2733
-  _globals['_TRANSACTIONFATE']._serialized_end=2846
+  _globals['_TRANSACTIONFATE']._serialized_start=2791
+  _globals['_TRANSACTIONFATE']._serialized_end=2904
   _globals['_CURRENCY']._serialized_start=112
   _globals['_CURRENCY']._serialized_end=181
   _globals['_REGISTERCURRENCYREQUEST']._serialized_start=183
@@ -54,35 +54,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMBERSTATUS']._serialized_start=639
   _globals['_MEMBERSTATUS']._serialized_end=733
   _globals['_SHARDSTATUS']._serialized_start=736
-  _globals['_SHARDSTATUS']._serialized_end=1363
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=1366
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=1528
-  _globals['_GETPROCESSHEALTHREQUEST']._serialized_start=1530
-  _globals['_GETPROCESSHEALTHREQUEST']._serialized_end=1555
-  _globals['_HEALTHCHECK']._serialized_start=1557
-  _globals['_HEALTHCHECK']._serialized_end=1617
-  _globals['_GETPROCESSHEALTHRESPONSE']._serialized_start=1620
-  _globals['_GETPROCESSHEALTHRESPONSE']._serialized_end=1798
-  _globals['_CHECKCONSERVATIONREQUEST']._serialized_start=1800
-  _globals['_CHECKCONSERVATIONREQUEST']._serialized_end=1826
-  _globals['_SHARDBOOKS']._serialized_start=1829
-  _globals['_SHARDBOOKS']._serialized_end=1985
-  _globals['_CHECKCONSERVATIONRESPONSE']._serialized_start=1987
-  _globals['_CHECKCONSERVATIONRESPONSE']._serialized_end=2072
-  _globals['_AUDITREQUEST']._serialized_start=2074
-  _globals['_AUDITREQUEST']._serialized_end=2106
-  _globals['_SHARDPAIRAUDIT']._serialized_start=2109
-  _globals['_SHARDPAIRAUDIT']._serialized_end=2314
-  _globals['_AUDITRESPONSE']._serialized_start=2316
-  _globals['_AUDITRESPONSE']._serialized_end=2429
-  _globals['_LISTINDOUBTREQUEST']._serialized_start=2431
-  _globals['_LISTINDOUBTREQUEST']._serialized_end=2498
-  _globals['_LISTINDOUBTRESPONSE']._serialized_start=2500
-  _globals['_LISTINDOUBTRESPONSE']._serialized_end=2604
-  _globals['_RESOLVETRANSACTIONREQUEST']._serialized_start=2606
-  _globals['_RESOLVETRANSACTIONREQUEST']._serialized_end=2657
-  _globals['_RESOLVETRANSACTIONRESPONSE']._serialized_start=2659
-  _globals['_RESOLVETRANSACTIONRESPONSE']._serialized_end=2731
-  _globals['_ADMINSERVICE']._serialized_start=2849
-  _globals['_ADMINSERVICE']._serialized_end=3700
+  _globals['_SHARDSTATUS']._serialized_end=1392
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=1395
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=1557
+  _globals['_GETPROCESSHEALTHREQUEST']._serialized_start=1559
+  _globals['_GETPROCESSHEALTHREQUEST']._serialized_end=1584
+  _globals['_HEALTHCHECK']._serialized_start=1586
+  _globals['_HEALTHCHECK']._serialized_end=1646
+  _globals['_GETPROCESSHEALTHRESPONSE']._serialized_start=1649
+  _globals['_GETPROCESSHEALTHRESPONSE']._serialized_end=1856
+  _globals['_CHECKCONSERVATIONREQUEST']._serialized_start=1858
+  _globals['_CHECKCONSERVATIONREQUEST']._serialized_end=1884
+  _globals['_SHARDBOOKS']._serialized_start=1887
+  _globals['_SHARDBOOKS']._serialized_end=2043
+  _globals['_CHECKCONSERVATIONRESPONSE']._serialized_start=2045
+  _globals['_CHECKCONSERVATIONRESPONSE']._serialized_end=2130
+  _globals['_AUDITREQUEST']._serialized_start=2132
+  _globals['_AUDITREQUEST']._serialized_end=2164
+  _globals['_SHARDPAIRAUDIT']._serialized_start=2167
+  _globals['_SHARDPAIRAUDIT']._serialized_end=2372
+  _globals['_AUDITRESPONSE']._serialized_start=2374
+  _globals['_AUDITRESPONSE']._serialized_end=2487
+  _globals['_LISTINDOUBTREQUEST']._serialized_start=2489
+  _globals['_LISTINDOUBTREQUEST']._serialized_end=2556
+  _globals['_LISTINDOUBTRESPONSE']._serialized_start=2558
+  _globals['_LISTINDOUBTRESPONSE']._serialized_end=2662
+  _globals['_RESOLVETRANSACTIONREQUEST']._serialized_start=2664
+  _globals['_RESOLVETRANSACTIONREQUEST']._serialized_end=2715
+  _globals['_RESOLVETRANSACTIONRESPONSE']._serialized_start=2717
+  _globals['_RESOLVETRANSACTIONRESPONSE']._serialized_end=2789
+  _globals['_ADMINSERVICE']._serialized_start=2907
+  _globals['_ADMINSERVICE']._serialized_end=3758
 # @@protoc_insertion_point(module_scope)

@@ -319,6 +319,7 @@ class ShardStatus(_message.Message):
     SCRUB_ENDED_US_FIELD_NUMBER: _builtins.int
     SCRUB_CHECKED_FIELD_NUMBER: _builtins.int
     SCRUB_TOTAL_FIELD_NUMBER: _builtins.int
+    LONGEST_TURN_CPU_US_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.int
     """1 … 65,535."""
     epoch: _builtins.int
@@ -371,6 +372,10 @@ class ShardStatus(_message.Message):
     """Blocks and rows that the scrub has read in its present pass."""
     scrub_total: _builtins.int
     """Blocks and rows that there were when that pass began; 0 = there is no scrub, or it has not begun."""
+    longest_turn_cpu_us: _builtins.int
+    """The most processor time that a turn of the event loop took, microseconds. What the longest turn
+    has more, it waited: for other threads, other processes, the disk.
+    """
     def __init__(
         self,
         *,
@@ -400,10 +405,11 @@ class ShardStatus(_message.Message):
         scrub_ended_us: _builtins.int = ...,
         scrub_checked: _builtins.int = ...,
         scrub_total: _builtins.int = ...,
+        longest_turn_cpu_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_cached", b"accounts_cached", "checkpoint_block", b"checkpoint_block", "clock_us", b"clock_us", "durable_block", b"durable_block", "durable_sequence", b"durable_sequence", "epoch", b"epoch", "log_bytes", b"log_bytes", "log_syncs", b"log_syncs", "longest_turn_us", b"longest_turn_us", "memory_bytes", b"memory_bytes", "oldest_transaction_us", b"oldest_transaction_us", "primary", b"primary", "reachable", b"reachable", "records_since_checkpoint", b"records_since_checkpoint", "scrub_checked", b"scrub_checked", "scrub_ended_us", b"scrub_ended_us", "scrub_total", b"scrub_total", "shard_id", b"shard_id", "slots", b"slots", "space_exhausted", b"space_exhausted", "state_bytes", b"state_bytes", "transactions_prepared", b"transactions_prepared", "transactions_unfinished", b"transactions_unfinished", "transfers_completed", b"transfers_completed", "transfers_refused", b"transfers_refused", "transfers_repeated", b"transfers_repeated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_cached", b"accounts_cached", "checkpoint_block", b"checkpoint_block", "clock_us", b"clock_us", "durable_block", b"durable_block", "durable_sequence", b"durable_sequence", "epoch", b"epoch", "log_bytes", b"log_bytes", "log_syncs", b"log_syncs", "longest_turn_cpu_us", b"longest_turn_cpu_us", "longest_turn_us", b"longest_turn_us", "memory_bytes", b"memory_bytes", "oldest_transaction_us", b"oldest_transaction_us", "primary", b"primary", "reachable", b"reachable", "records_since_checkpoint", b"records_since_checkpoint", "scrub_checked", b"scrub_checked", "scrub_ended_us", b"scrub_ended_us", "scrub_total", b"scrub_total", "shard_id", b"shard_id", "slots", b"slots", "space_exhausted", b"space_exhausted", "state_bytes", b"state_bytes", "transactions_prepared", b"transactions_prepared", "transactions_unfinished", b"transactions_unfinished", "transfers_completed", b"transfers_completed", "transfers_refused", b"transfers_refused", "transfers_repeated", b"transfers_repeated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,6 +513,7 @@ class GetProcessHealthResponse(_message.Message):
     LONGEST_TURN_US_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
+    LONGEST_TURN_CPU_US_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """`router`, `shard_node` or `coordinator`."""
     id: _builtins.str
@@ -519,6 +526,8 @@ class GetProcessHealthResponse(_message.Message):
     """The longest turn of its event loop since it started, microseconds."""
     memory_bytes: _builtins.int
     """Anonymous resident memory, bytes."""
+    longest_turn_cpu_us: _builtins.int
+    """The most processor time that a turn of its event loop took, microseconds."""
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthCheck]:
         """What was checked just now."""
@@ -533,10 +542,11 @@ class GetProcessHealthResponse(_message.Message):
         longest_turn_us: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         checks: _abc.Iterable[Global___HealthCheck] | None = ...,
+        longest_turn_cpu_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "id", b"id", "longest_turn_us", b"longest_turn_us", "memory_bytes", b"memory_bytes", "role", b"role", "started_us", b"started_us", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "id", b"id", "longest_turn_cpu_us", b"longest_turn_cpu_us", "longest_turn_us", b"longest_turn_us", "memory_bytes", b"memory_bytes", "role", b"role", "started_us", b"started_us", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -207,7 +207,7 @@ async def _run(plan: Plan) -> Outcome:
             advance(1)
         watching.cancel()
     assert section.usage is not None, "the section has ended"
-    turns = section.usage.longest_turn_ms
+    turns, turns_cpu = section.usage.longest_turn_ms, section.usage.turn_cpu_ms
     during = [each for each in asked.small if watch.overlaps(each[0], each[0] + each[1])]
     figures = [
         *alone,
@@ -217,7 +217,9 @@ async def _run(plan: Plan) -> Outcome:
              at_most("6", SMALL_BATCH_P99_MS_MAX)),
         _p99("batch of 100, p99", asked.small, plan, None),
         Figure("longest turn, shard node", "ms", [turns["shard-1"]], at_most("6", TURN_MS_MAX)),
+        Figure("most processor time of one", "ms", [turns_cpu["shard-1"]]),
         Figure("longest turn, router", "ms", [turns["router-1"]], at_most("6", TURN_MS_MAX)),
+        Figure("most processor time of one, router", "ms", [turns_cpu["router-1"]]),
         Figure("transfers meanwhile", "/s", [section.usage.transfers / section.usage.seconds]),
     ]  # fmt: skip
     note = (
