@@ -14,9 +14,9 @@ from cluster.packed import (
 )
 from cluster.refusals import RefusalReason, is_recorded
 from shard_node.legs import check_legs, legs_on, posting_time_us
-from shard_node.posting import NO_TRANSACTION
 from shard_node.recorded import first_difference, read_recorded
 from shard_node.records import EFFECTS, GROUP, GROUP_SIZE_AT, RecordKind
+from shard_node.transactions import NO_TRANSACTION
 
 if TYPE_CHECKING:
     from shard_node.legs import Member

@@ -11,7 +11,7 @@ refusal: reservations are gone in a moment, and a refusal would be recorded for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from librt.strings import read_i32_le, read_i64_le
@@ -117,24 +117,27 @@ class Leg:
 
 @dataclass(slots=True, init=False)
 class Reservation:
-    """What must stay free in a balance for legs to be posted later, minor units. Never changed.
+    """What must stay free in a balance for legs to be posted later, minor units.
 
     Attributes:
         account_id, currency: which balance.
         outgoing: not to be spent.
         incoming: not to be filled up.
+        account: the account, from `reserve` until `release`: it stays in memory for so long.
     """
 
     account_id: int
     currency: int
     outgoing: int
     incoming: int
+    account: Account | None = field(init=False, compare=False, repr=False)
 
     def __init__(self, account_id: int, currency: int, outgoing: int, incoming: int) -> None:
         self.account_id = account_id
         self.currency = currency
         self.outgoing = outgoing
         self.incoming = incoming
+        self.account = None
 
 
 @dataclass(slots=True, init=False)
@@ -155,6 +158,10 @@ class Verdict:
         self.refusal = refusal
         self.index = index
         self.busy = busy
+
+
+_FINE: Final = Verdict(None, 0, busy=False)
+_BUSY: Final = Verdict(None, 0, busy=True)
 
 
 def split_members(members: bytes, metadata: bytes) -> list[Member]:
@@ -223,7 +230,7 @@ def check_legs(memory: Memory, legs: list[Leg], stamp_us: int) -> Verdict:
     if refusals:
         reason, index = min(refusals)
         return Verdict(reason, index, busy=False)
-    return Verdict(None, 0, busy=busy)
+    return _BUSY if busy else _FINE
 
 
 def reservations_for(legs: Sequence[Leg]) -> tuple[Reservation, ...]:
@@ -272,13 +279,16 @@ def reserve(memory: Memory, reservations: tuple[Reservation, ...], log_id: int) 
         balance.reserved_outgoing += each.outgoing
         balance.reserved_incoming += each.incoming
         memory.pin(account)
+        each.account = account
 
 
 def release(memory: Memory, reservations: tuple[Reservation, ...]) -> None:
     """Undoes `reserve`."""
     for each in reservations:
-        account = memory.accounts[each.account_id]
-        balance = account.balances[each.currency]
+        account, each.account = each.account, None
+        assert account, "it was reserved, and is released once"
+        balance = account.balance(each.currency)
+        assert balance, "to reserve made it"
         balance.reserved_outgoing -= each.outgoing
         balance.reserved_incoming -= each.incoming
         memory.unpin(account)

@@ -149,6 +149,8 @@ class LmdbLog:
         self._env.reader_check()
         self._reader: Any = None
         self._cursor: Any = None
+        # The block found last, up to which sequence, for an account's entries lie close together.
+        self._found: tuple[int, int, memoryview, tuple[Any, ...]] | None = None
         self.last = self._read_last()
         if self.last is not None and self.last.epoch > epoch and not read_only:
             raise DamagedLogError(
@@ -176,7 +178,7 @@ class LmdbLog:
         """See `Log`."""
         if self._reader is not None:
             self._reader.abort()
-            self._reader = self._cursor = None
+            self._reader = self._cursor = self._found = None
 
     def read_transfer(self, sequence: int) -> tuple[bytes, bytes]:
         """See `Log`."""
@@ -219,6 +221,9 @@ class LmdbLog:
 
     def _find(self, sequence: int) -> tuple[memoryview, tuple[Any, ...]]:
         """The block that a durable record is in: its bytes, valid until `refresh`, and header."""
+        found = self._found
+        if found is not None and found[0] <= sequence < found[1]:
+            return found[2], found[3]
         if self._reader is None:
             self._reader = self._env.begin(buffers=True)
             self._cursor = self._reader.cursor()
@@ -238,6 +243,7 @@ class LmdbLog:
             raise DamagedLogError(
                 f"the block at sequence {first} does not have the record {sequence}"
             )
+        self._found = first, first + header[7], value, header
         return value, header
 
     def _read_at(self, sequence: int) -> tuple[bytes, bytes] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cluster.packed import BODY_BYTES, METADATA_LENGTH_AT
 from shard_node.legs import EMPTY, Leg, Member, balance_of, posting_time_us
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from shard_node.open_block import OpenBlock
     from shard_node.records import BlockDraft
 
-NO_TRANSACTION = bytes(16)
-"""In place of a transaction's id, in the legs of a group that needed none."""
+# Looked up once: 0.2 µs each time otherwise.
+_LEG_INCOMING: Final = int(RecordKind.LEG_INCOMING)
+_LEG_OUTGOING: Final = int(RecordKind.LEG_OUTGOING)
 
 
 class Poster:
@@ -55,7 +56,7 @@ class Poster:
             write_leg(
                 block.records,
                 leg.member.body,
-                RecordKind.LEG_INCOMING if leg.incoming else RecordKind.LEG_OUTGOING,
+                _LEG_INCOMING if leg.incoming else _LEG_OUTGOING,
                 block.add_to_heap(metadata) if metadata else 0,
                 balance.last_log,
                 leg.peer,
@@ -77,7 +78,7 @@ class Poster:
         kind_and_offset, _, peer, minor, previous, time_us, decided_us, _, _ = LEG.unpack_from(
             record, BODY_BYTES
         )
-        incoming = record[BODY_BYTES] == RecordKind.LEG_INCOMING
+        incoming = record[BODY_BYTES] == _LEG_INCOMING
         leg = Leg(Member(record[:BODY_BYTES], 0, 0, b""), incoming=incoming, peer=peer)
         if length := record[METADATA_LENGTH_AT] | record[METADATA_LENGTH_AT + 1] << 8:
             check_metadata(sequence, block.heap, kind_and_offset >> 8, length)
@@ -105,7 +106,7 @@ class Poster:
         fields = LEG.unpack_from(record, BODY_BYTES)
         peer, decided_us = fields[2], fields[6]
         if peer != self._shard_id:
-            incoming = record[BODY_BYTES] == RecordKind.LEG_INCOMING
+            incoming = record[BODY_BYTES] == _LEG_INCOMING
             leg = Leg(Member(record[:BODY_BYTES], 0, 0, b""), incoming=incoming, peer=peer)
             self._clearing.recall((peer, leg.currency), -leg.signed_minor, decided_us)
 

@@ -26,6 +26,7 @@ from shard_node.records import (
     LEG,
     RecordKind,
     TransferRecord,
+    entry_of,
     transfer_of_body,
     unpack_transfer,
 )
@@ -133,17 +134,18 @@ class AccountHistory:
         incoming_count = period.incoming_count_before + period.incoming_count
         outgoing_count = period.outgoing_count_before + period.outgoing_count
         last_us = period.last_time_us
-        if last_us > instant_us:
-            for leg in self.back_from(period.last_sequence):
-                last_us = leg.time_us
-                if last_us <= instant_us:
-                    break
-                if leg.incoming:
-                    incoming -= leg.transfer.amount_minor
-                    incoming_count -= 1
-                else:
-                    outgoing -= leg.transfer.amount_minor
-                    outgoing_count -= 1
+        sequence = period.last_sequence if last_us > instant_us else 0
+        while sequence:
+            record, _ = self._ledger.read_transfer(sequence)
+            last_us, amount_minor, is_incoming, sequence = entry_of(record, self.account_id)
+            if last_us <= instant_us:
+                break
+            if is_incoming:
+                incoming -= amount_minor
+                incoming_count -= 1
+            else:
+                outgoing -= amount_minor
+                outgoing_count -= 1
         return Totals(incoming, outgoing, incoming_count, outgoing_count, last_us)
 
     def series(self, first_hour_us: int, to_us: int) -> tuple[int, list[Hour]]:

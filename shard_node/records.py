@@ -33,9 +33,9 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from librt.strings import BytesWriter, write_i64_le
+from librt.strings import BytesWriter, read_i64_le, write_i64_le
 
-from cluster.packed import BODY, BODY_BYTES, KEY_BYTES
+from cluster.packed import AMOUNT_AT, BODY, BODY_BYTES, DESTINATION_AT, KEY_BYTES, SOURCE_AT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +115,15 @@ class RecordKind(enum.IntEnum):
 
 
 _TRANSFER: Final = 1  # RecordKind.TRANSFER, as a number that costs no look-up
+_LEG_INCOMING: Final = 9  # and RecordKind.LEG_INCOMING
+
+# Where a record has its words: after the body, as `EFFECTS` and `LEG` lay them out.
+_SOURCE_PREVIOUS_AT: Final = BODY_BYTES + 24
+_DESTINATION_PREVIOUS_AT: Final = BODY_BYTES + 32
+_SOURCE_TIME_AT: Final = BODY_BYTES + 40
+_DESTINATION_TIME_AT: Final = BODY_BYTES + 48
+_LEG_PREVIOUS_AT: Final = BODY_BYTES + 16
+_LEG_TIME_AT: Final = BODY_BYTES + 24
 
 KEYED: Final = bytes((RecordKind.TRANSFER, RecordKind.GROUP, RecordKind.COMMITTED))
 """Kinds whose first 24 bytes are a key that they answer for."""
@@ -234,6 +243,29 @@ def unpack_transfer(record: bytes) -> TransferRecord:
         destination_time_us=destination_us,
         metadata_offset=offset,
         metadata_bytes=length,
+    )
+
+
+def entry_of(record: bytes, account_id: int) -> tuple[int, int, bool, int]:
+    """What sums take of an account's entry; reads words where `unpack_transfer` makes an object.
+
+    Returns:
+        When it was posted, the amount, whether it pays the account, the record of the entry before.
+    """
+    kind = record[BODY_BYTES]
+    if kind == _TRANSFER:
+        incoming = read_i64_le(record, DESTINATION_AT) == account_id
+        assert incoming or read_i64_le(record, SOURCE_AT) == account_id, "it is not its entry"
+        previous_at = _DESTINATION_PREVIOUS_AT if incoming else _SOURCE_PREVIOUS_AT
+        time_at = _DESTINATION_TIME_AT if incoming else _SOURCE_TIME_AT
+    else:
+        incoming = kind == _LEG_INCOMING
+        previous_at, time_at = _LEG_PREVIOUS_AT, _LEG_TIME_AT
+    return (
+        read_i64_le(record, time_at),
+        read_i64_le(record, AMOUNT_AT),
+        incoming,
+        read_i64_le(record, previous_at),
     )
 
 

@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cluster.packed import HEADER, KEY_BYTES
+from cluster.packed import ANSWER, HEADER, KEY_BYTES, DifferingField
 from shard_node.damage import DamagedStateError, unreadable_row
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ takes from listing it to asking its home."""
 
 ENDED_WINDOW_US: Final = DEADLINE_AHEAD_MAX_US + REMEMBERED_US
 """How much of the log recovery reads for what has ended: see above."""
+
+NO_TRANSACTION: Final = bytes(16)
+"""In place of a transaction's id, in the legs of a group that needed none."""
 
 _ROW: Final = struct.Struct("<Bq2I")
 _PREPARED, _DECIDED = 1, 2
@@ -315,3 +318,33 @@ def read_transaction_row(value: bytes) -> StoredPrepared | Decided:
     if kind != _DECIDED:
         raise DamagedStateError(f"a row of transactions is of kind {kind}")
     return Decided(header, time_us, tail[:KEY_BYTES], size, participants)
+
+
+def pack_answer(
+    fate: int,
+    outcome: int,
+    *,
+    reason: int = 0,
+    differing: DifferingField = DifferingField.NONE,
+    repeat: bool = False,
+    index: int = 0,
+    unposted: bool = False,
+    time_us: int = 0,
+    minor: int = 0,
+    decided_us: int = 0,
+    transaction_id: bytes = NO_TRANSACTION,
+) -> bytes:
+    """What a home answers of a transaction: see `cluster.packed.ANSWER`."""
+    return ANSWER.pack(
+        fate,
+        outcome,
+        reason,
+        differing,
+        repeat,
+        index,
+        unposted,
+        time_us,
+        minor,
+        decided_us,
+        transaction_id,
+    )

@@ -37,9 +37,8 @@ from cluster.packed import (
 from cluster.refusals import RefusalReason
 from shard_node.faults import bad_request
 from shard_node.legs import local_members
-from shard_node.posting import NO_TRANSACTION
 from shard_node.records import GROUP_SIZE_AT
-from shard_node.transactions import DEADLINE_AHEAD_MAX_US, Header, Request
+from shard_node.transactions import DEADLINE_AHEAD_MAX_US, NO_TRANSACTION, Header, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,10 +146,11 @@ def votes_of(packed: bytes, requests: list[Request]) -> list[tuple[int, int, int
     if len(packed) != VOTE.size * len(requests):
         raise bad_request("votes", "must be one for each header")
     votes: list[tuple[int, int, int]] = list(VOTE.iter_unpack(packed))
+    yes, no = int(Vote.YES), int(Vote.NO)
     for (vote, reason, index), request in zip(votes, requests, strict=True):
-        if vote not in (Vote.YES, Vote.NO):
+        if vote not in (yes, no):
             raise bad_request("votes", "must be YES or NO")
-        if vote == Vote.NO and reason not in _REASONS:
+        if vote == no and reason not in _REASONS:
             raise bad_request("votes", f"{reason} is no reason for a refusal")
         if index >= request.header.members_count:
             raise bad_request("votes", f"there is no transfer {index} to refuse")

@@ -265,8 +265,8 @@ SUMS: Final = (
         found_by("unit/test_queries.py::test_totals_are_a_fold"),
         Edit(
             QUERIES,
-            "                if last_us <= instant_us:\n                    break\n",
-            "                if last_us < instant_us:\n                    break\n",
+            "            if last_us <= instant_us:\n                break\n",
+            "            if last_us < instant_us:\n                break\n",
         ),
     ),
     planted(
