@@ -131,6 +131,9 @@ GROUPS_MAX: Final = 1_024
 MEMBER: Final = struct.Struct("<64s2H4x")
 """body, source's shard, destination's shard."""
 
+MEMBER_BYTES: Final = 72
+"""Its size, and a number that costs no look-up."""
+
 SHARDS_AT: Final = 64
 """Where a member has its two shards, two bytes each."""
 

@@ -27,24 +27,71 @@ Pair = tuple[int, int]
 
 CLEARING_KEY: Final = struct.Struct(">2H")
 _POSITION_BYTES: Final = 16
+_CURRENCY_BITS: Final = 16
+
+
+class _Position:
+    """What is owed by one shard in one currency, minor units.
+
+    Attributes:
+        minor: now.
+        base: of all that was decided up to the second that is the base.
+        by_second: what was decided later, by the second, but for the one posted to last.
+        second, in_second: that second, and what was decided in it: most legs are of the same one.
+    """
+
+    __slots__ = ("base", "by_second", "in_second", "minor", "second")
+
+    def __init__(self, minor: int = 0) -> None:
+        self.minor = minor
+        self.base = 0
+        self.by_second: dict[int, int] = {}
+        self.second = 0
+        self.in_second = 0
+
+    def turn_to(self, second: int) -> None:
+        """Makes another second the one that is posted to."""
+        if self.in_second:
+            self.by_second[self.second] = self.in_second
+        self.second = second
+        self.in_second = self.by_second.pop(second, 0)
+
+    def merge(self, up_to_second: int) -> None:
+        """Moves what was decided up to a second to the base."""
+        for second in [each for each in self.by_second if each <= up_to_second]:
+            self.base += self.by_second.pop(second)
+
+    def before(self, second: int) -> int:
+        """What was decided before a second that is later than the base's."""
+        later = [minor for each, minor in self.by_second.items() if each < second]
+        return self.base + sum(later) + (self.in_second if self.second < second else 0)
 
 
 class Clearing:
     """The positions of one shard.
 
-    Attributes:
-        positions: now, minor units.
+    Inside, a pair is one number: it is looked up with every leg, and to hash and compare a tuple
+    costs as much as all else that is done to post one.
     """
 
     def __init__(self) -> None:
-        self.positions: dict[Pair, int] = {}
-        self._base: dict[Pair, int] = {}
+        self._positions: dict[int, _Position] = {}
         self._base_second = 0
-        self._buckets: dict[int, dict[Pair, int]] = {}
+        self._latest_second = 0
+
+    @property
+    def positions(self) -> dict[Pair, int]:
+        """All positions now, minor units; a copy."""
+        return {_pair(number): each.minor for number, each in self._positions.items()}
+
+    def restore(self, pair: Pair, position_minor: int) -> None:
+        """Takes up a position as a checkpoint has it; `start` follows."""
+        self._positions[_number(pair)] = _Position(position_minor)
 
     def start(self, time_us: int) -> None:
         """Takes the positions as what a checkpoint of this time has: its past is one."""
-        self._base = dict(self.positions)
+        for each in self._positions.values():
+            each.base = each.minor
         self._base_second = time_us // SECOND_US
 
     def recall(self, pair: Pair, amount_minor: int, decided_us: int) -> None:
@@ -55,25 +102,27 @@ class Clearing:
         """
         second = decided_us // SECOND_US
         if second > self._base_second:
-            self._base[pair] = self._base.get(pair, 0) - amount_minor
-            bucket = self._buckets.setdefault(second, {})
-            bucket[pair] = bucket.get(pair, 0) + amount_minor
+            position = self._position(pair)
+            position.base -= amount_minor
+            position.turn_to(second)
+            position.in_second += amount_minor
 
     def post(self, pair: Pair, amount_minor: int, decided_us: int) -> None:
         """Adds a leg: positive when an account here paid."""
-        self.positions[pair] = self.positions.get(pair, 0) + amount_minor
-        second = decided_us // SECOND_US
+        position, second = self._position(pair), decided_us // SECOND_US
+        position.minor += amount_minor
         if second <= self._base_second:
-            self._base[pair] = self._base.get(pair, 0) + amount_minor
+            position.base += amount_minor
             return
-        bucket = self._buckets.get(second)
-        if bucket is None:
-            bucket = self._buckets[second] = {}
+        if second > self._latest_second:
+            self._latest_second = second
             self._merge(second - REMEMBERED_S)
-        bucket[pair] = bucket.get(pair, 0) + amount_minor
+        if second != position.second:
+            position.turn_to(second)
+        position.in_second += amount_minor
 
     def at(self, time_us: int) -> dict[Pair, int] | None:
-        """The positions of what was decided before the end of the second before `time_us`.
+        """The positions, but for zeros, of what was decided before the second of `time_us`.
 
         Args:
             time_us: a whole second; what was decided at or after it does not count.
@@ -84,18 +133,28 @@ class Clearing:
         second = time_us // SECOND_US
         if second <= self._base_second:
             return None
-        found = dict(self._base)
-        for each, bucket in self._buckets.items():
-            if each < second:
-                for pair, amount_minor in bucket.items():
-                    found[pair] = found.get(pair, 0) + amount_minor
-        return found
+        found = {_pair(number): each.before(second) for number, each in self._positions.items()}
+        return {pair: minor for pair, minor in found.items() if minor}
+
+    def _position(self, pair: Pair) -> _Position:
+        number = _number(pair)
+        position = self._positions.get(number)
+        if position is None:
+            position = self._positions[number] = _Position()
+        return position
 
     def _merge(self, up_to_second: int) -> None:
-        for second in [each for each in self._buckets if each <= up_to_second]:
-            for pair, amount_minor in self._buckets.pop(second).items():
-                self._base[pair] = self._base.get(pair, 0) + amount_minor
+        for each in self._positions.values():
+            each.merge(up_to_second)
         self._base_second = max(self._base_second, up_to_second)
+
+
+def _number(pair: Pair) -> int:
+    return pair[0] << _CURRENCY_BITS | pair[1]
+
+
+def _pair(number: int) -> Pair:
+    return number >> _CURRENCY_BITS, number & ((1 << _CURRENCY_BITS) - 1)
 
 
 def clearing_row(pair: Pair, position_minor: int) -> tuple[bytes, bytes]:

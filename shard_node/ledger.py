@@ -404,7 +404,7 @@ class Ledger:
         """Takes up transactions and clearing as a checkpoint of this time has them."""
         for key, value in state.clearing():
             pair, position = read_clearing_row(key, value)
-            self.clearing.positions[pair] = position
+            self.clearing.restore(pair, position)
         self.clearing.start(time_us)
         rows = [(each, read_transaction_row(value)) for each, value in state.transactions()]
         for transaction_id, stored in sorted(rows, key=lambda row: row[1].since_us):

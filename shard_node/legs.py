@@ -23,7 +23,7 @@ from cluster.packed import (
     DESTINATION_AT,
     IMPORT_AT,
     INDEX_AT,
-    MEMBER,
+    MEMBER_BYTES,
     METADATA_LENGTH_AT,
     SOURCE_AT,
 )
@@ -168,7 +168,7 @@ def split_members(members: bytes, metadata: bytes) -> list[Member]:
     """Unpacks members."""
     found: list[Member] = []
     at = 0
-    for start in range(0, len(members), MEMBER.size):
+    for start in range(0, len(members), MEMBER_BYTES):
         body = members[start : start + BODY_BYTES]
         shards = read_i32_le(members, start + BODY_BYTES)
         length = body[METADATA_LENGTH_AT] | body[METADATA_LENGTH_AT + 1] << 8

@@ -61,10 +61,9 @@ class Draft:
         self._waiting = waiting
         self._account_rows: list[tuple[bytes, bytes]] = []
         self._period_rows: list[tuple[bytes, bytes]] = []
-        # Balances with closed periods and how many of them are the draft's: those to be taken, with
-        # the account and how many are taken already; and those to be forgotten after the commit.
-        self._to_take: list[tuple[int, Balance, int]] = []
-        self._taken = 0
+        # Balances with closed periods: those yet to be taken, as (account, balance, from, to), and
+        # how many are to be forgotten after the commit.
+        self._to_take: list[tuple[int, Balance, int, int]] = []
         self._to_forget: list[tuple[Balance, int]] = []
 
     def take(self, rows_max: int) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
@@ -109,19 +108,17 @@ class Draft:
             self._period_rows.append(balance.row(account.account_id))
             if balance.closed:
                 closed = len(balance.closed)
-                self._to_take.append((account.account_id, balance, closed))
+                self._to_take.append((account.account_id, balance, 0, closed))
                 self._to_forget.append((balance, closed))
 
     def _take_closed(self, periods_max: int) -> None:
-        """Takes some of the closed periods of the last balance that has any."""
-        account_id, balance, count = self._to_take[-1]
-        end = min(count, self._taken + periods_max)
-        for at in range(self._taken, end):
+        """Takes some of the closed periods of one balance."""
+        account_id, balance, start, end = self._to_take.pop()
+        last = min(end, start + periods_max)
+        for at in range(start, last):
             self._period_rows.append(period_row(account_id, balance.currency, balance.closed[at]))
-        self._taken = end
-        if end == count:
-            self._to_take.pop()
-            self._taken = 0
+        if last < end:
+            self._to_take.append((account_id, balance, last, end))
 
 
 def _cut(rows: list[tuple[bytes, bytes]], rows_max: int) -> list[tuple[bytes, bytes]]:

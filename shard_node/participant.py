@@ -58,6 +58,8 @@ from shard_node.records import (
     LEG,
     PREPARED,
     RecordKind,
+    write_committed,
+    write_prepared,
 )
 from shard_node.replaying import (
     check_ids,
@@ -97,8 +99,6 @@ _LATE = VOTE.pack(Vote.LATE, 0, 0)
 
 # What every transaction needs of the enumerations, looked up once: 0.2 µs each time otherwise.
 _NO: Final = int(Vote.NO)
-_KIND_PREPARED: Final = int(RecordKind.PREPARED)
-_KIND_COMMITTED: Final = int(RecordKind.COMMITTED)
 _FATE_COMMITTED: Final = int(Fate.COMMITTED)
 _OUTCOME_COMMITTED: Final = int(Outcome.COMMITTED)
 
@@ -158,8 +158,8 @@ class Participant:
         # Point of no return.
         offset = self._block.add_to_heap(request.members + request.metadata)
         length = len(request.members) + len(request.metadata)
-        effects = PREPARED.pack(_KIND_PREPARED, offset, length)
-        self._block.append(header.pack().ljust(BODY_BYTES, b"\0"), effects)
+        write_prepared(self._block.records, header.pack(), offset, length)
+        self._block.next_sequence()
         self._enter_prepared(request, legs, now_us)
         return _YES
 
@@ -399,15 +399,16 @@ class Participant:
         """Records the decision; the legs' records follow."""
         size = first.body[GROUP_SIZE_AT]
         content = request.members + request.metadata if size else request.metadata
-        effects = COMMITTED.pack(
-            _KIND_COMMITTED,
+        write_committed(
+            self._block.records,
+            first.body,
             size,
             0 if size else participants[0],
             self._block.add_to_heap(content) if content else 0,
             request.header.transaction_id,
             request.header.deadline_us,
         )
-        return self._block.append(first.body, effects)
+        return self._block.next_sequence()
 
     def _refuse(
         self, header: Header, members: list[Member], reason: RefusalReason, index: int

@@ -115,7 +115,11 @@ class RecordKind(enum.IntEnum):
 
 
 _TRANSFER: Final = 1  # RecordKind.TRANSFER, as a number that costs no look-up
-_LEG_INCOMING: Final = 9  # and RecordKind.LEG_INCOMING
+_PREPARED: Final = 6  # and RecordKind.PREPARED
+_COMMITTED: Final = 7
+_LEG_INCOMING: Final = 9
+
+_ZEROS: Final = bytes(48)
 
 # Where a record has its words: after the body, as `EFFECTS` and `LEG` lay them out.
 _SOURCE_PREVIOUS_AT: Final = BODY_BYTES + 24
@@ -327,6 +331,32 @@ def write_leg(
     write_i64_le(writer, decided_us)
     writer.write(transaction_id)
     write_i64_le(writer, first_source)
+
+
+def write_prepared(writer: BytesWriter, header: bytes, heap_offset: int, length: int) -> None:
+    """Writes the record of a prepared transaction: its header, and what `PREPARED.pack` gives."""
+    writer.write(header)
+    writer.write(_ZEROS[: BODY_BYTES - len(header)])
+    write_i64_le(writer, _PREPARED | heap_offset << 32)
+    write_i64_le(writer, length)
+    writer.write(_ZEROS)
+
+
+def write_committed(
+    writer: BytesWriter,
+    body: bytes,
+    size: int,
+    participant: int,
+    heap_offset: int,
+    transaction_id: bytes,
+    deadline_us: int,
+) -> None:
+    """Writes the record of a decision: its first member's body, and what `COMMITTED.pack` gives."""
+    writer.write(body)
+    write_i64_le(writer, _COMMITTED | size << 8 | participant << 16 | heap_offset << 32)
+    writer.write(transaction_id)
+    write_i64_le(writer, deadline_us)
+    writer.write(_ZEROS[:32])
 
 
 def pack_bare_effects(kind: RecordKind, heap_offset: int = 0) -> bytes:

@@ -17,7 +17,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cluster.packed import ANSWER, HEADER, KEY_BYTES, DifferingField
+from librt.strings import BytesWriter, read_i64_le, write_i64_le
+
+from cluster.packed import HEADER, KEY_BYTES, TRANSACTION_ID_BYTES
 from shard_node.damage import DamagedStateError, unreadable_row
 
 if TYPE_CHECKING:
@@ -42,6 +44,12 @@ ENDED_WINDOW_US: Final = DEADLINE_AHEAD_MAX_US + REMEMBERED_US
 
 NO_TRANSACTION: Final = bytes(16)
 """In place of a transaction's id, in the legs of a group that needed none."""
+
+# Where a header has its words, see `cluster.packed.HEADER`.
+_DEADLINE_AT: Final = 16
+_FIRST_SOURCE_AT: Final = 24
+_HOME_AT: Final = 32
+_COUNT_AT: Final = 34
 
 _ROW: Final = struct.Struct("<Bq2I")
 _PREPARED, _DECIDED = 1, 2
@@ -85,21 +93,34 @@ class Header:
         self.home = home
         self.members_count = members_count
 
-    @classmethod
-    def unpack(cls, packed: bytes) -> Header:
-        """From its 40 bytes."""
-        transaction_id, deadline_us, first_source, home, count = HEADER.unpack_from(packed)
-        return cls(transaction_id, deadline_us, first_source, home, count)
+    @staticmethod
+    def unpack(packed: bytes) -> Header:
+        """From its 40 bytes. Raises: struct.error: there are fewer."""
+        if len(packed) < HEADER.size:
+            raise struct.error(f"{len(packed)} bytes are no header of {HEADER.size}")
+        # Word by word, see `records.write_transfer`: a third of what `HEADER.unpack` costs.
+        first_source = read_i64_le(packed, _FIRST_SOURCE_AT)
+        return Header(
+            packed[:TRANSACTION_ID_BYTES],
+            read_i64_le(packed, _DEADLINE_AT),
+            first_source if first_source >= 0 else first_source + 2**64,
+            packed[_HOME_AT] | packed[_HOME_AT + 1] << 8,
+            packed[_COUNT_AT],
+        )
 
     def pack(self) -> bytes:
         """Its 40 bytes."""
-        return HEADER.pack(
-            self.transaction_id,
-            self.deadline_us,
-            self.first_source,
-            self.home,
-            self.members_count,
-        )
+        writer = BytesWriter()
+        self.write(writer)
+        return writer.getvalue()
+
+    def write(self, writer: BytesWriter) -> None:
+        """Writes its 40 bytes: what `HEADER.pack` would give."""
+        first_source = self.first_source
+        writer.write(self.transaction_id)
+        write_i64_le(writer, self.deadline_us)
+        write_i64_le(writer, first_source if first_source < 2**63 else first_source - 2**64)
+        write_i64_le(writer, self.home | self.members_count << 16)
 
 
 @dataclass(slots=True, init=False)
@@ -325,7 +346,7 @@ def pack_answer(
     outcome: int,
     *,
     reason: int = 0,
-    differing: DifferingField = DifferingField.NONE,
+    differing: int = 0,
     repeat: bool = False,
     index: int = 0,
     unposted: bool = False,
@@ -335,16 +356,19 @@ def pack_answer(
     transaction_id: bytes = NO_TRANSACTION,
 ) -> bytes:
     """What a home answers of a transaction: see `cluster.packed.ANSWER`."""
-    return ANSWER.pack(
-        fate,
-        outcome,
-        reason,
-        differing,
-        repeat,
-        index,
-        unposted,
-        time_us,
-        minor,
-        decided_us,
-        transaction_id,
+    writer = BytesWriter()
+    write_i64_le(
+        writer,
+        fate
+        | outcome << 8
+        | reason << 16
+        | differing << 24
+        | repeat << 32
+        | index << 40
+        | unposted << 48,
     )
+    write_i64_le(writer, time_us)
+    write_i64_le(writer, minor)
+    write_i64_le(writer, decided_us)
+    writer.write(transaction_id)
+    return writer.getvalue()

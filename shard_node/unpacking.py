@@ -23,8 +23,8 @@ from cluster.packed import (
     HEADER,
     IMPORT_AT,
     INDEX_AT,
-    MEMBER,
     MEMBER_BODY,
+    MEMBER_BYTES,
     METADATA_BYTES_MAX,
     METADATA_LENGTH_AT,
     SHARDS_AT,
@@ -110,7 +110,7 @@ async def requests_to_prepare(
         if request.header.home in (0, shard_id):
             raise bad_request("headers", "one does not have another shard as its home")
         own = request.members
-        for at in range(0, len(own), MEMBER.size):
+        for at in range(0, len(own), MEMBER_BYTES):
             source_shard, destination_shard = _shards(own, at)
             if shard_id not in (source_shard, destination_shard):
                 raise bad_request("members", "one does not touch this shard")
@@ -133,7 +133,7 @@ async def requests_to_decide(
             raise bad_request("headers", "one has a deadline that lies too far ahead")
         if max(own[GROUP_SIZE_AT], 1) != header.members_count:
             raise bad_request("members", "some of a transaction's are missing")
-        for at in range(0, len(own), MEMBER.size):
+        for at in range(0, len(own), MEMBER_BYTES):
             if _shards(own, at) != (shard_id, shard_id):
                 return
         raise bad_request("members", "those of a transaction touch no other shard")
@@ -199,7 +199,7 @@ async def _requests(
         header = Header.unpack(headers[start : start + HEADER.size])
         if header.transaction_id == NO_TRANSACTION:  # the legs of groups that needed none have it
             raise bad_request("headers", "one has no transaction id")
-        end = at + header.members_count * MEMBER.size
+        end = at + header.members_count * MEMBER_BYTES
         if not 1 <= header.members_count <= GROUP_SIZE_MAX or end > len(members):
             raise bad_request("headers", "one has more members than there are, or none")
         own = members[at:end]
@@ -228,11 +228,11 @@ def _check_columns(members: bytes) -> None:
 
     A leg whose other side is nowhere would be posted, and be damage when the log is replayed.
     """
-    if len(members) % MEMBER.size:
-        raise bad_request("members", f"{len(members)} bytes are not members of {MEMBER.size}")
-    _check_signs(members, MEMBER.size, "members")
+    if len(members) % MEMBER_BYTES:
+        raise bad_request("members", f"{len(members)} bytes are not members of {MEMBER_BYTES}")
+    _check_signs(members, MEMBER_BYTES, "members")
     for at in (SHARDS_AT, SHARDS_AT + 2):
-        low, high = members[at :: MEMBER.size], members[at + 1 :: MEMBER.size]
+        low, high = members[at::MEMBER_BYTES], members[at + 1 :: MEMBER_BYTES]
         if 0 in low and any(not a | b for a, b in zip(low, high, strict=True)):
             raise bad_request("members", "one has an account on no shard")
 
@@ -243,9 +243,9 @@ def _check_members(own: bytes) -> int:
     Returns how long their metadata is.
     """
     size, index_before, metadata_bytes = own[GROUP_SIZE_AT], -1, 0
-    if size > GROUP_SIZE_MAX or len(own) > max(size, 1) * MEMBER.size:
+    if size > GROUP_SIZE_MAX or len(own) > max(size, 1) * MEMBER_BYTES:
         raise bad_request("members", f"a group cannot have {size} transfers")
-    for at in range(0, len(own), MEMBER.size):
+    for at in range(0, len(own), MEMBER_BYTES):
         index = own[at + INDEX_AT]
         same_id = not at or own[at : at + TRANSFER_ID_BYTES] == own[:TRANSFER_ID_BYTES]
         same_size = own[at + GROUP_SIZE_AT] == size

@@ -169,7 +169,7 @@ SHARDS: Final = (
         "an audit counts its own second",
         Promise.CONSERVATION,
         found_by("unit/test_clearing.py"),
-        Edit(CLEARING, "            if each < second:\n", "            if each <= second:\n"),
+        Edit(CLEARING, " if each < second]\n", " if each <= second]\n"),
     ),
 )
 """The shards' half."""

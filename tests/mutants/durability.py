@@ -177,13 +177,13 @@ MEMORY_AND_STATE: Final = (
         ),
     ),
     planted(
-        "a checkpoint forgets to start anew with the next account's ended periods",
+        "a slice that ends within an account's ended periods is its last",
         Promise.AGGREGATES,
         found_by("unit/test_chunking.py::test_ended_periods_are_taken_and_forgotten_in_slices"),
         Edit(
             MEMORY,
-            "            self._to_take.pop()\n            self._taken = 0\n",
-            "            self._to_take.pop()\n",
+            "        if last < end:\n",
+            "        if last > end:\n",
         ),
     ),
     planted(

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from librt.strings import BytesWriter
+
 from cluster.packed import ANSWER, VOTE, Fate, Outcome, Vote
 from cluster.refusals import RefusalReason
 from coordinator.two_phase import State
@@ -74,8 +76,9 @@ class _ForgetfulBlock:
 
     def __init__(self, stamp_us: int) -> None:
         self.stamp_us = stamp_us
+        self.records = BytesWriter()
 
-    def append(self, body: bytes, effects: bytes) -> int:
+    def next_sequence(self) -> int:
         return 0
 
     def add_to_heap(self, data: bytes) -> int:

@@ -127,7 +127,7 @@ def test_what_changes_while_a_checkpoint_is_taken_is_not_in_it() -> None:
 
 
 def test_ended_periods_are_taken_and_forgotten_in_slices() -> None:
-    """However many an account has, and also while more are added."""
+    """However many an account has, and also while accounts change between two slices."""
     rig, number = CrossingRig(), 0
     rig.open_bank()
     for each in range(10, 13):
@@ -144,13 +144,12 @@ def test_ended_periods_are_taken_and_forgotten_in_slices() -> None:
         pay_all()
     rig.begin_checkpoint()
     begun = rig.ledger.sequence
-    pay_all()
     assert rig.draft is not None
     slices = []
     while any(rows := rig.draft.take(5)):
         rig.add_rows(*rows)
         slices.append(tuple(map(len, rows)))
-        pay_all()
+        pay_all()  # so that the others' are set aside while one's are being taken
     assert max(map(max, slices)) == 5
     assert sum(periods for _, periods in slices) == 4 * 8
     rig.seal()

@@ -7,11 +7,14 @@ byte by byte.
 
 import asyncio
 import random
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
+from librt.strings import BytesWriter
 
 from cluster.membership import Currency, Member, ShardInfo
 from cluster.membership_codec import (
@@ -24,7 +27,15 @@ from cluster.membership_codec import (
     shard_key,
     topology_key,
 )
-from cluster.packed import DECISION, Vote
+from cluster.packed import (
+    ANSWER,
+    BODY_BYTES,
+    DECISION,
+    HEADER,
+    MEMBER,
+    MEMBER_BYTES,
+    Vote,
+)
 from cluster.refusals import RefusalReason
 from cluster.topology import Topology
 from shard_node.books import (
@@ -37,7 +48,16 @@ from shard_node.books import (
 )
 from shard_node.clearing import clearing_row, read_clearing_row
 from shard_node.legs import legs_on, split_members
-from shard_node.records import HASH_BYTES, block_value, decode_block
+from shard_node.records import (
+    COMMITTED,
+    HASH_BYTES,
+    PREPARED,
+    RecordKind,
+    block_value,
+    decode_block,
+    write_committed,
+    write_prepared,
+)
 from shard_node.rows import open_row, seal_row
 from shard_node.state import Checkpoint
 from shard_node.transactions import (
@@ -46,6 +66,7 @@ from shard_node.transactions import (
     Prepared,
     StoredPrepared,
     Transactions,
+    pack_answer,
     read_transaction_row,
 )
 from shard_node.unpacking import (
@@ -155,6 +176,59 @@ def test_checkpoints_headers_and_seals(seed: int) -> None:
     digest = st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES)
     checkpoints = st.builds(Checkpoint, ids, u16, u64, digest, u64, u64, i64)
     holds(st.tuples(checkpoints, headers, st.binary(), st.binary()), check, seed)
+
+
+def test_what_is_written_word_by_word_is_what_its_struct_packs(seed: int) -> None:
+    assert MEMBER.size == MEMBER_BYTES
+
+    def check(given: tuple[Header, bytes, tuple[int, int, int], tuple[int, ...], int]) -> None:
+        header, body, (size, participant, offset), small, minor = given
+        packed = HEADER.pack(
+            header.transaction_id,
+            header.deadline_us,
+            header.first_source,
+            header.home,
+            header.members_count,
+        )
+        assert header.pack() == packed
+        assert Header.unpack(packed) == header
+
+        writer = BytesWriter()
+        write_prepared(writer, packed, offset, size)
+        effects = PREPARED.pack(RecordKind.PREPARED, offset, size)
+        assert writer.getvalue() == packed.ljust(BODY_BYTES, b"\0") + effects
+
+        writer, named = BytesWriter(), (header.transaction_id, header.deadline_us)
+        write_committed(writer, body, size, participant, offset, *named)
+        effects = COMMITTED.pack(RecordKind.COMMITTED, size, participant, offset, *named)
+        assert writer.getvalue() == body + effects
+
+        answer = pack_answer(
+            small[0],
+            small[1],
+            reason=small[2],
+            differing=small[3],
+            repeat=bool(small[4] & 1),
+            index=small[5],
+            unposted=bool(small[6] & 1),
+            time_us=header.deadline_us,
+            minor=minor,
+            decided_us=offset,
+            transaction_id=header.transaction_id,
+        )
+        bools = (*small[:4], small[4] & 1, small[5], small[6] & 1)
+        times = header.deadline_us, minor, offset
+        assert answer == ANSWER.pack(*bools, *times, header.transaction_id)
+
+    offsets = st.integers(0, 2**31 - 1)
+    bodies = st.binary(min_size=BODY_BYTES, max_size=BODY_BYTES)
+    fields = st.tuples(u8, u16, offsets)
+    holds(st.tuples(headers, bodies, fields, st.tuples(*[u8] * 7), i64), check, seed)
+
+
+def test_a_header_that_is_cut_short_is_told() -> None:
+    with pytest.raises(struct.error):
+        Header.unpack(bytes(HEADER.size - 1))
 
 
 # --- blocks ---------------------------------------------------------------------------------------
