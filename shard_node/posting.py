@@ -90,7 +90,8 @@ class Poster:
             was.minor + amount == minor
             and account.floor_minor <= minor <= account.cap_minor
             and was.last_sequence == previous
-            and was.last_time_us <= time_us <= block.time_us
+            and was.last_time_us <= time_us
+            and 0 < time_us <= block.time_us
             and leg.amount_minor > 0
             and leg.currency
             and peer

@@ -158,14 +158,16 @@ def apply_transfer(
     if not (
         paying.minor - amount == source_minor >= source.floor_minor
         and paying.last_sequence == read_i64_le(record, _PREVIOUS_AT)
-        and paying.last_time_us <= source_us <= block.time_us
+        and paying.last_time_us <= source_us
+        and 0 < source_us <= block.time_us
         and amount > 0
     ):
         raise wrong_entry(sequence, source, paying, amount, "source")
     if not (
         paid.minor + amount == destination_minor <= destination.cap_minor
         and paid.last_sequence == read_i64_le(record, _PREVIOUS_AT + 8)
-        and paid.last_time_us <= destination_us <= block.time_us
+        and paid.last_time_us <= destination_us
+        and 0 < destination_us <= block.time_us
     ):
         raise wrong_entry(sequence, destination, paid, amount, "destination")
     paying.post_outgoing(amount, source_minor, sequence, source_us)
