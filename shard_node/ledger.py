@@ -65,6 +65,7 @@ from shard_node.replaying import (
     check_group,
     check_opened,
     damaged,
+    promise_of,
     status_reason,
 )
 from shard_node.transactions import Decided, Transactions, read_transaction_row
@@ -128,6 +129,7 @@ class Ledger:
         memory: accounts, keys, checkpoints.
         block: what was recorded and not sealed yet.
         transactions, clearing: what is between this shard and others.
+        promised_us: of all that was replayed, the latest promise: stamps must be later.
         groups: decides groups.
         participant: two-phase commit.
         counts: transfers answered.
@@ -139,6 +141,7 @@ class Ledger:
         self.block = OpenBlock(sequence)
         self.transactions = Transactions()
         self.clearing = Clearing()
+        self.promised_us = 0
         poster = Poster(log_id, self.memory, self.block, self.clearing)
         self.counts = Counts()
         self.groups = Groups(log_id, self.memory, self.block, poster, self, self.counts)
@@ -350,11 +353,11 @@ class Ledger:
     def begin_epoch(self, epoch: int) -> None:
         """Records that the driver took over the log under this epoch."""
         self._epoch = epoch
-        self.mark_time()
+        self.promise(0)
 
-    def mark_time(self) -> None:
-        """Records that it is as late as the open block says, and nothing else."""
-        body = EPOCH.pack(self._epoch, self.block.stamp_us)
+    def promise(self, until_us: int) -> None:
+        """Records that nothing will be posted up to then by whoever takes over (see `instants`)."""
+        body = EPOCH.pack(self._epoch, self.block.stamp_us, until_us)
         self.block.append(body, pack_bare_effects(RecordKind.EPOCH_BEGAN))
 
     # --- replay ---------------------------------------------------------------------------------
@@ -380,7 +383,9 @@ class Ledger:
             elif kind == RecordKind.GROUP:
                 check_group(sequence, record, block.heap)
                 self.memory.keys[body[:KEY_BYTES]] = sequence
-            elif kind != RecordKind.EPOCH_BEGAN:
+            elif kind == RecordKind.EPOCH_BEGAN:
+                self.promised_us = max(self.promised_us, promise_of(sequence, body, block.time_us))
+            else:
                 self._apply_crossing(sequence, record, block)
         self.participant.check_local_legs(block)
         self.block.skip(block.count)
@@ -418,9 +423,13 @@ class Ledger:
             self.transactions.as_in_state(transaction_id)
 
     def recall_ended(self, block: BlockDraft) -> None:
-        """Remembers what ended in a block that the checkpoint covers (see `transactions`)."""
-        for record in records_of(block):
-            self.participant.recall_ended(record, block)
+        """Remembers what ended, or was promised, in a block that the checkpoint covers."""
+        for sequence, record in enumerate(records_of(block), block.first_sequence):
+            if record[BODY_BYTES] == RecordKind.EPOCH_BEGAN:
+                promised_us = promise_of(sequence, record[:BODY_BYTES], block.time_us)
+                self.promised_us = max(self.promised_us, promised_us)
+            else:
+                self.participant.recall_ended(record, block)
 
     def _apply_opened(self, sequence: int, body: bytes) -> None:
         account_id, floor_minor, cap_minor, time_us, _, kind, status = ACCOUNT.unpack(body)

@@ -59,8 +59,8 @@ EFFECTS: Final = struct.Struct("<2B2xI2q2Q2q2H4x")
 ACCOUNT: Final = struct.Struct("<Q3qH2B28x")
 """account id, floor, cap, time, reason's length, AccountKind, AccountStatus."""
 
-EPOCH: Final = struct.Struct("<Qq48x")
-"""epoch, time."""
+EPOCH: Final = struct.Struct("<Q2q40x")
+"""epoch, time, and the promise, see `instants`: nothing recorded later is posted up to then."""
 
 GROUP: Final = struct.Struct("<4BI2q40x")
 """kind, reason, index refused, size; heap offset of bodies and metadata; first source's balance
@@ -96,7 +96,7 @@ class RecordKind(enum.IntEnum):
     ACCOUNT_STATUS_CHANGED = 3
     EPOCH_BEGAN = 4
     """A shard node took over the log: the first record that it wrote. Again under the same epoch
-    it only bears a stamp: somebody asked about an instant that was not over yet."""
+    it is a promise (see `instants`)."""
     GROUP = 5
     """A group whose accounts are all on this shard and that completed: its legs follow. Or any
     group that was refused for good under its key."""

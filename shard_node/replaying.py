@@ -57,6 +57,7 @@ from shard_node.records import (
     ACCOUNT,
     COMMITTED,
     EFFECTS,
+    EPOCH,
     GROUP,
     GROUP_SIZE_AT,
     PREPARED,
@@ -70,6 +71,10 @@ if TYPE_CHECKING:
     from shard_node.memory import Memory
     from shard_node.records import BlockDraft
     from shard_node.transactions import StoredPrepared
+
+PROMISE_AHEAD_MAX_US: Final = 1_000_000
+"""How far ahead of a block's stamp its promise may lie (see `instants`). A node that takes over at
+once may stamp so far ahead of its wall clock, which is as far as peers follow."""
 
 RECORDED: Final = frozenset(int(reason) for reason in RefusalReason if is_recorded(reason))
 """The reasons that a record may give."""
@@ -172,6 +177,14 @@ def apply_transfer(
         raise wrong_entry(sequence, destination, paid, amount, "destination")
     paying.post_outgoing(amount, source_minor, sequence, source_us)
     paid.post_incoming(amount, destination_minor, sequence, destination_us)
+
+
+def promise_of(sequence: int, body: bytes, stamp_us: int) -> int:
+    """What EPOCH_BEGAN promises. Raises: DamagedLogError: it lies further ahead than any may."""
+    until_us: int = EPOCH.unpack(body)[2]
+    if not 0 <= until_us <= stamp_us + PROMISE_AHEAD_MAX_US:
+        raise damaged(sequence, f"promises a time, {until_us}, that lies too far ahead")
+    return until_us
 
 
 def check_opened(sequence: int, body: bytes, memory: Memory) -> None:

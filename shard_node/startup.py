@@ -188,7 +188,15 @@ def recovered(
         replayed_records=recovery.replayed_records,
         seconds=round(recovery.seconds, 3),
     )
-    return ledger, HybridClock(wall, last.draft.time_us if last else 0)
+    return ledger, HybridClock(wall, floor_us(ledger, store.log))
+
+
+def floor_us(ledger: Ledger, log: Log) -> int:
+    """What the clock of a node that takes over must be past: the last stamp, and what was promised.
+
+    The wall clock may have been set back since.
+    """
+    return max(log.last.draft.time_us if log.last else 0, ledger.promised_us)
 
 
 def recover(

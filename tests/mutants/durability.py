@@ -104,6 +104,36 @@ DURABLE: Final = (
         ),
     ),
     planted(
+        "what was promised is forgotten by who takes over",
+        Promise.LINEARIZABILITY,
+        found_by("unit/test_instants.py"),
+        Edit(
+            "shard_node/startup.py",
+            "    return max(log.last.draft.time_us if log.last else 0, ledger.promised_us)\n",
+            "    return log.last.draft.time_us if log.last else 0\n",
+        ),
+    ),
+    planted(
+        "a promise that a checkpoint covers is not recalled",
+        Promise.LINEARIZABILITY,
+        found_by("unit/test_instants.py"),
+        Edit(
+            "shard_node/ledger.py",
+            "            if record[BODY_BYTES] == RecordKind.EPOCH_BEGAN:\n",
+            "            if record[BODY_BYTES] == 0:\n",
+        ),
+    ),
+    planted(
+        "an answer does not wait for its promise",
+        Promise.LINEARIZABILITY,
+        found_by("unit/test_instants.py"),
+        Edit(
+            INSTANTS,
+            "            self.promise_sequence = max(self.promise_sequence, waited_for)\n",
+            "            assert waited_for\n",
+        ),
+    ),
+    planted(
         "clock backwards",
         Promise.LINEARIZABILITY,
         found_by("unit/test_clock.py"),

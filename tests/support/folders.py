@@ -45,13 +45,14 @@ def open_here(
     writer = LocalStateWriter(file, log)
     try:
         ledger, _ = startup.recover(identity, store, limits, writer)
+        floor_us = startup.floor_us(ledger, log)
     except BaseException:
         store.state.close()
         log.close()
         raise
     fatal: list[BaseException] = []
     wall = ManualClock(START_US + epoch * 10**9)
-    clock = HybridClock(wall, log.last.draft.time_us if log.last else 0)
+    clock = HybridClock(wall, floor_us)
     on_fatal = on_fatal or fatal.append
     engine = Engine(identity, ledger, store, writer, wall, clock, limits, folder, on_fatal)
     return engine, fatal
