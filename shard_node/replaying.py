@@ -245,6 +245,8 @@ def wrong_with_prepared(stored: StoredPrepared, shard_id: int, memory: Memory) -
         return f"has {len(members)} bytes of members, not {header.members_count} members"
     if header.home in (0, shard_id):
         return f"has shard {header.home} as its home"
+    if not 0 < header.first_source <= _ACCOUNT_ID_MAX:
+        return f"names {header.first_source}, which is no account, as its first source"
     length = 0
     for body, *shards in MEMBER.iter_unpack(members):
         fields = MEMBER_BODY.unpack(body)

@@ -199,6 +199,8 @@ async def _requests(
         header = Header.unpack(headers[start : start + HEADER.size])
         if header.transaction_id == NO_TRANSACTION:  # the legs of groups that needed none have it
             raise bad_request("headers", "one has no transaction id")
+        if not 0 < header.first_source < 2**63:
+            raise bad_request("headers", "one names no account as its first source")
         end = at + header.members_count * MEMBER_BYTES
         if not 1 <= header.members_count <= GROUP_SIZE_MAX or end > len(members):
             raise bad_request("headers", "one has more members than there are, or none")

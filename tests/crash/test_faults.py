@@ -37,7 +37,7 @@ async def test_a_fault_and_another_in_the_restart_lose_nothing(
     ("mutant", "action", "syncs"),
     [
         (IGNORES_SYNC_ERRORS, EIO, (4,)),
-        (ACKNOWLEDGES_EARLY, KILL, (3,)),
+        (ACKNOWLEDGES_EARLY, KILL, (3, 4, 5, 6, 7)),  # where something was acknowledged
         (CHECKPOINTS_AHEAD, KILL, (10, 8, 12, 6)),  # right behind such a checkpoint
     ],
 )

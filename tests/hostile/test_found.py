@@ -219,6 +219,18 @@ def test_a_page_token_that_its_sender_sealed_is_refused(time_us: int, sequence: 
         statement([rig.history(ANN)], wanted)
 
 
+def test_a_transaction_whose_first_source_is_no_account_is_refused() -> None:
+    """Its legs could not be recorded once it was decided."""
+    call = (
+        "010002280074786e3a00000000000000000000003c4083bbe8230a0600411f0000000024ffff0001"
+        "000000000048000000000000000000000000000000003c411f0000000000000a0000000000000009"
+        "00000000000000000000000000000000000000000000000100020001000000080007000000000002"
+        "00696e0000010004180074786e3a00000000000000000000003c00386fe8230a0600000000000000"
+        "010007100074786e3a00000000000000000000003e000000000000"
+    )
+    check_calls(bytes.fromhex(call))
+
+
 def test_a_sum_that_is_no_number_breaks_the_contract() -> None:
     message = admin_service_pb2.AuditResponse()
     message.pairs.add(position_minor="1e5")

@@ -33,7 +33,7 @@ from doubloon import (
     TransferStatus,
     TransferType,
 )
-from doubloon.v1 import shard_service_pb2
+from doubloon.v1 import coordinator_service_pb2, shard_service_pb2
 from scripts.local_cluster import COORDINATOR, SHARD
 from scripts.processes import ProcessEnded, start_mark
 from shard_node.clearing import clearing_row, read_clearing_row
@@ -94,9 +94,15 @@ async def until_voted(live: LiveCluster, shard_id: int) -> None:
     listing = shard_service_pb2.ListTransactionsRequest()
     try:
         async with asyncio.timeout(SEEN_S):
-            while not (  # noqa: ASYNC110 - no event reaches us from another process
-                await client.call(LIST_TRANSACTIONS, listing, version, SEEN_S)
-            ).transactions:
+            while True:
+                listed = await client.call(LIST_TRANSACTIONS, listing, version, SEEN_S)
+                # What it has decided as a home, and not heard to be posted everywhere, stands there
+                # as well for a moment.
+                if any(
+                    each.state == coordinator_service_pb2.TRANSACTION_STATE_PREPARED
+                    for each in listed.transactions
+                ):
+                    break
                 await asyncio.sleep(POLL_S)
             # The list is answered once what it shows is durable, and so is the vote, which was
             # asked for earlier; what is answered next comes after both.
