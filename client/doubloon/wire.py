@@ -1,6 +1,6 @@
 """Answers to questions, from the wire: accounts, history, operations. One function per message."""
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
@@ -28,6 +28,7 @@ from doubloon.operations import (
     ShardStatus,
     TransactionInfo,
 )
+from doubloon.quick import maker_of
 from doubloon.transfers import RecordName
 from doubloon.v1 import (
     admin_service_pb2,
@@ -38,6 +39,8 @@ from doubloon.v1 import (
 from doubloon.wire_transfers import contract_broken
 
 MessageT = TypeVar("MessageT", bound=Message)
+
+_make_point: Final = maker_of(HourPoint)  # a series of a month has 720
 
 
 def account(message: types_pb2.Account) -> Account:
@@ -121,10 +124,12 @@ def balance_series(message: wallet_service_pb2.GetBalanceSeriesResponse) -> Bala
         message.to_us,
         message.opening_balance_minor,
         tuple(
-            HourPoint(
-                each.hour_start_us, each.balance_minor, each.incoming_minor, each.outgoing_minor
-            )
-            for each in message.hours
+            [
+                _make_point(
+                    each.hour_start_us, each.balance_minor, each.incoming_minor, each.outgoing_minor
+                )
+                for each in message.hours
+            ]
         ),
     )
 

@@ -82,6 +82,22 @@ async def test_no_or_too_many_accounts_are_refused_whole(count: int) -> None:
         )
 
 
+@virtual_time
+async def test_a_full_batch_of_accounts_holds_up_nobody() -> None:
+    async with router() as it:
+        player = types_pb2.ACCOUNT_KIND_PLAYER
+        specs = [wallet.AccountSpec(account_id=n, kind=player, cap_minor=n) for n in range(1, 8_193)]
+        request = wallet.OpenAccountsRequest(accounts=specs)
+        full = asyncio.ensure_future(it.wallet.OpenAccounts(request, Call()))
+        await asyncio.sleep(0)
+        (other,) = accounts_of(1, 1)
+        await it.wallet.GetAccount(wallet.GetAccountRequest(account_id=other), Call())
+        asked = [name for name, _ in it.cluster.node(1).asked]
+        assert asked == ["GetAccount"], "the full batch is still being taken apart"
+        results = (await full).results
+        assert [each.differing_field for each in results] == [str(n) for n in range(1, 8_193)]
+
+
 QUESTIONS: list[tuple[str, Any, str]] = [
     ("GetAccount", wallet.GetAccountRequest, "account_id"),
     ("GetBalances", wallet.GetBalancesRequest, "account_id"),
