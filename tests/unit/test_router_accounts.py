@@ -86,7 +86,9 @@ async def test_no_or_too_many_accounts_are_refused_whole(count: int) -> None:
 async def test_a_full_batch_of_accounts_holds_up_nobody() -> None:
     async with router() as it:
         player = types_pb2.ACCOUNT_KIND_PLAYER
-        specs = [wallet.AccountSpec(account_id=n, kind=player, cap_minor=n) for n in range(1, 8_193)]
+        specs = [
+            wallet.AccountSpec(account_id=n, kind=player, cap_minor=n) for n in range(1, 8_193)
+        ]
         request = wallet.OpenAccountsRequest(accounts=specs)
         full = asyncio.ensure_future(it.wallet.OpenAccounts(request, Call()))
         await asyncio.sleep(0)
