@@ -150,15 +150,21 @@ class AccountHistory:
 
     def series(self, first_hour_us: int, to_us: int) -> tuple[int, list[Hour]]:
         """The opening balance, and each hour from `first_hour_us` to the one `to_us` is in."""
-        opening = before = self.totals_at(first_hour_us - 1).sums
+        before = self.totals_at(first_hour_us - 1).sums
+        opening_minor = minor = before[0] - before[1]
         ends = self._hour_ends(first_hour_us, to_us)
         ends[to_us - to_us % HOUR_US] = self.totals_at(to_us).sums
         hours = []
         for start_us in range(first_hour_us, to_us + 1, HOUR_US):
-            end = ends.get(start_us, before)
-            hours.append(Hour(start_us, end[0] - end[1], end[0] - before[0], end[1] - before[1]))
+            end = ends.get(start_us)
+            if end is None:  # a silent hour: most of most accounts' are
+                hours.append(Hour(start_us, minor, 0, 0))
+                continue
+            incoming, outgoing = end
+            minor = incoming - outgoing
+            hours.append(Hour(start_us, minor, incoming - before[0], outgoing - before[1]))
             before = end
-        return opening[0] - opening[1], hours
+        return opening_minor, hours
 
     def back_from(self, sequence: int) -> Iterator[Leg]:
         """The entry of this record, and those before it, latest first, to the very first."""
