@@ -35,6 +35,7 @@ from shard_node.records import (
     encode_block,
     heap_offset,
 )
+from shard_node.structure import lacks_pages_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -358,9 +359,11 @@ def drop_from_page_cache(path: Path) -> None:
 
 
 def missing_bytes(env: Any, path: Path) -> int:
-    """How much shorter an environment's file is than the pages in use; to touch them would kill."""
-    in_use: int = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    return max(0, in_use - (path / "data.mdb").stat().st_size)
+    """How much shorter a file is than LMDB counts it; 0 also when it lacks only free pages."""
+    with env.begin():  # what this shows stays where it is, also while somebody else writes
+        counted: int = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        missing = max(0, counted - (path / "data.mdb").stat().st_size)
+        return missing if missing and lacks_pages_in_use(path) else 0
 
 
 def _first_sequence(key: bytes) -> int:

@@ -285,8 +285,8 @@ SUMS: Final = (
         found_by("unit/test_queries.py::test_a_series_is_a_fold_of_each_hour"),
         Edit(
             QUERIES,
-            "            end = ends.get(start_us, before)\n",
-            "            end = ends.get(start_us, opening)\n",
+            "                hours.append(Hour(start_us, minor, 0, 0))\n",
+            "                hours.append(Hour(start_us, opening_minor, 0, 0))\n",
         ),
     ),
     planted(
