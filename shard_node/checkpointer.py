@@ -66,7 +66,7 @@ class StateWriter(Protocol):
         ...
 
     async def put_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
-        """The checkpoint's rows of transactions and clearing, all at once."""
+        """Some of the checkpoint's rows of transactions and clearing."""
         ...
 
     async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
@@ -138,7 +138,8 @@ class LocalStateWriter:
 
     def add_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
         """As `put_crossing`."""
-        self._transactions, self._clearing = transactions, clearing
+        self._transactions += transactions
+        self._clearing += clearing
 
     def write(self, checkpoint: Checkpoint) -> CheckpointReport:
         """As `commit`."""

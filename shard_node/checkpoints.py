@@ -109,7 +109,10 @@ class Checkpoints:
         while any(rows := draft.take(SLICE_ROWS)):
             await self._writer.put(*rows)
             await asyncio.sleep(0)
-        await self._writer.put_crossing(draft.transactions, draft.clearing)
+        while some := draft.take_transactions(SLICE_ROWS):
+            await self._writer.put_crossing(some, [])
+            await asyncio.sleep(0)
+        await self._writer.put_crossing([], draft.clearing)
         # Never ahead of the log: the state must not know what a crash could take back.
         await self._committer.durable(draft.sequence)
         log, first, last = self._store.log, draft.first_sequence, draft.sequence

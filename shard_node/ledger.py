@@ -451,7 +451,7 @@ class Ledger:
         """Begins a checkpoint, between blocks, of every record so far."""
         assert self.block.count == 0, "a checkpoint stands between blocks"
         draft = self.memory.begin_checkpoint(self.sequence)
-        draft.transactions = self.transactions.take_rows()
+        draft.transactions = self.transactions.take_changed()
         draft.clearing = [clearing_row(*each) for each in self.clearing.positions.items()]
         return draft
 

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Protocol
 
 from shard_node.books import Account, Balance, account_row, period_row
+from shard_node.transactions import Changed, transaction_row
 
 
 class LedgerStore(Protocol):
@@ -47,7 +48,9 @@ class Draft:
     Attributes:
         epoch: the epoch that it ends.
         first_sequence, sequence: the records since the checkpoint before it, up to its own last.
-        transactions, clearing: rows of these tables; few, so taken at once by the ledger.
+        transactions: those that changed, captured at once by the ledger: what is prepared or
+            decided never changes, so their rows can be made later.
+        clearing: rows; few.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Draft:
         self.epoch = epoch
         self.first_sequence = first_sequence
         self.sequence = sequence
-        self.transactions: list[tuple[bytes, bytes | None]] = []
+        self.transactions: list[Changed] = []
         self.clearing: list[tuple[bytes, bytes]] = []
         self._waiting = waiting
         self._account_rows: list[tuple[bytes, bytes]] = []
@@ -77,6 +80,12 @@ class Draft:
             else:
                 break
         return _cut(self._account_rows, rows_max), _cut(self._period_rows, rows_max)
+
+    def take_transactions(self, rows_max: int) -> list[tuple[bytes, bytes | None]]:
+        """The next rows of transactions, at most so many; none = all are taken."""
+        some = self.transactions[-rows_max:]
+        del self.transactions[-rows_max:]
+        return [transaction_row(*each) for each in some]
 
     def about_to_change(self, account: Account) -> None:
         """Takes what of the account will change, if that has not been done.

@@ -219,6 +219,10 @@ class Decided:
         return self.decided_us
 
 
+Changed = tuple[bytes, Prepared | Decided | None]
+"""A transaction that changed, and what it is now; None = it has ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPrepared:
     """What the row of a prepared transaction says; the rest follows from it."""
@@ -290,39 +294,39 @@ class Transactions:
         times_us = (prepared and prepared.since_us, decided and decided.decided_us)
         return min((each for each in times_us if each), default=0)
 
-    def take_rows(self) -> list[Row]:
-        """The rows that changed since they were last taken, for a checkpoint."""
-        rows: list[Row] = []
+    def take_changed(self) -> list[Changed]:
+        """What changed since it was last taken, for a checkpoint; see `transaction_row`."""
+        changed: list[Changed] = []
         for transaction_id in self._changed:
-            value = self._value(transaction_id)
-            if value is not None:
+            known: Prepared | Decided | None = self.prepared.get(transaction_id)
+            if known is None:
+                known = self.decided.get(transaction_id)
+            if known is not None:
                 self._in_state.add(transaction_id)
-                rows.append((transaction_id, value))
+                changed.append((transaction_id, known))
             elif transaction_id in self._in_state:
                 self._in_state.discard(transaction_id)
-                rows.append((transaction_id, None))
+                changed.append((transaction_id, None))
         self._changed = set()
-        return rows
+        return changed
 
     def as_in_state(self, transaction_id: bytes) -> None:
         """Notes that what was just entered is what the state has."""
         self._in_state.add(transaction_id)
         self._changed.discard(transaction_id)
 
-    def _value(self, transaction_id: bytes) -> bytes | None:
-        if prepared := self.prepared.get(transaction_id):
-            head = _ROW.pack(_PREPARED, prepared.since_us, len(prepared.members), 0)
-            return head + prepared.header.pack() + prepared.members + prepared.metadata
-        if decided := self.decided.get(transaction_id):
-            shards = decided.participants
-            head = _ROW.pack(_DECIDED, decided.decided_us, decided.size, len(shards))
-            return (
-                head
-                + decided.header.pack()
-                + decided.key
-                + struct.pack(f"<{len(shards)}H", *shards)
-            )
-        return None
+
+def transaction_row(transaction_id: bytes, known: Prepared | Decided | None) -> Row:
+    """The row of a transaction that changed: 3 µs, and there may be tens of thousands in doubt."""
+    if known is None:
+        return transaction_id, None
+    if isinstance(known, Prepared):
+        head = _ROW.pack(_PREPARED, known.since_us, len(known.members), 0)
+        return transaction_id, head + known.header.pack() + known.members + known.metadata
+    shards = known.participants
+    head = _ROW.pack(_DECIDED, known.decided_us, known.size, len(shards))
+    tail = known.key + struct.pack(f"<{len(shards)}H", *shards)
+    return transaction_id, head + known.header.pack() + tail
 
 
 def read_transaction_row(value: bytes) -> StoredPrepared | Decided:

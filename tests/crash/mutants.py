@@ -79,7 +79,7 @@ def _checkpoint_ahead() -> None:
     async def write(self: checkpoints.Checkpoints, draft: Draft) -> None:
         while any(rows := draft.take(checkpoints.SLICE_ROWS)):
             await self._writer.put(*rows)
-        await self._writer.put_crossing(draft.transactions, draft.clearing)
+        await self._writer.put_crossing(draft.take_transactions(1_000_000), draft.clearing)
         last = min(draft.sequence, self._committer.durable_sequence)
         name = Checkpoint.of(self._identity, self._store.log, draft.first_sequence, last)
         await self._writer.commit(name)

@@ -245,7 +245,7 @@ MEMORY_AND_STATE: Final = (
         found_by("unit/test_participant_stateful.py", quick=False),
         Edit(
             "shard_node/transactions.py",
-            "                rows.append((transaction_id, None))\n",
+            "                changed.append((transaction_id, None))\n",
             "",
         ),
     ),

@@ -236,7 +236,7 @@ class Rig:
             pass
         self.sync()
         draft = self.draft
-        self._writer.add_crossing(draft.transactions, draft.clearing)
+        self._writer.add_crossing(draft.take_transactions(1_000_000), draft.clearing)
         name = Checkpoint.of(IDENTITY, self.log, draft.first_sequence, draft.sequence)
         self._writer.write(name)
         self.ledger.memory.end_checkpoint()

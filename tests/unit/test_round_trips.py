@@ -68,6 +68,7 @@ from shard_node.transactions import (
     Transactions,
     pack_answer,
     read_transaction_row,
+    transaction_row,
 )
 from shard_node.unpacking import (
     decisions_of,
@@ -155,7 +156,8 @@ def test_rows_of_transactions(seed: int) -> None:
         table.add_prepared(Prepared(one, since_us, key, size, members, metadata, (), ()))
         decided = Decided(two, since_us, key, size, tuple(shards))
         table.add_decided(decided)
-        rows = {key: read_transaction_row(value) for key, value in table.take_rows() if value}
+        found = [transaction_row(*each) for each in table.take_changed()]
+        rows = {key: read_transaction_row(value) for key, value in found if value}
         stored = StoredPrepared(one, since_us, members, metadata)
         assert rows == {one.transaction_id: stored, two.transaction_id: decided}
 

@@ -5,14 +5,17 @@ import random
 import pytest
 
 from cluster.packed import KEY_BYTES
+from shard_node.memory import Draft
 from shard_node.transactions import (
     REMEMBERED_US,
     Decided,
     Header,
     Prepared,
+    Row,
     StoredPrepared,
     Transactions,
     read_transaction_row,
+    transaction_row,
 )
 
 NOW_US = 1_700_000_000_000_000
@@ -25,6 +28,10 @@ def header(number: int) -> Header:
 def prepared(number: int, since_us: int = NOW_US) -> Prepared:
     members, metadata = bytes(range(144)), b"order 7"
     return Prepared(header(number), since_us, b"k" * 24, 2, members, metadata, (), ())
+
+
+def rows_of(table: Transactions) -> list[Row]:
+    return [transaction_row(*each) for each in table.take_changed()]
 
 
 def decided(number: int, decided_us: int = NOW_US) -> Decided:
@@ -40,11 +47,11 @@ def test_rows_say_what_was_entered() -> None:
     table = Transactions()
     table.add_prepared(prepared(1))
     table.add_decided(decided(2))
-    rows = {key: read_transaction_row(value) for key, value in table.take_rows() if value}
+    rows = {key: read_transaction_row(value) for key, value in rows_of(table) if value}
     one = prepared(1)
     stored = StoredPrepared(one.header, one.since_us, one.members, one.metadata)
     assert rows == {header(1).transaction_id: stored, header(2).transaction_id: decided(2)}
-    assert table.take_rows() == []
+    assert rows_of(table) == []
 
 
 def test_a_row_is_deleted_exactly_when_the_state_has_it() -> None:
@@ -53,16 +60,43 @@ def test_a_row_is_deleted_exactly_when_the_state_has_it() -> None:
     table.add_prepared(prepared(0))
     table.add_decided(decided(1))
     table.end(ids[0], NOW_US, 0, NOW_US)  # before any checkpoint
-    assert [key for key, _ in table.take_rows()] == [ids[1]]
+    assert [key for key, _ in rows_of(table)] == [ids[1]]
     table.end(ids[1], NOW_US, NOW_US, NOW_US)
     table.add_prepared(prepared(2))
     table.as_in_state(ids[2])
     table.end(ids[2], NOW_US, 0, NOW_US)
-    assert sorted(table.take_rows()) == [(ids[1], None), (ids[2], None)]
+    assert sorted(rows_of(table)) == [(ids[1], None), (ids[2], None)]
     for number in range(100):  # nothing gathers of what no state ever had
         table.end(header(1_000 + number).transaction_id, NOW_US, 0, NOW_US)
     assert not table._changed
-    assert table.take_rows() == []
+    assert rows_of(table) == []
+
+
+def test_rows_are_of_what_was_when_a_checkpoint_began() -> None:
+    """They are made later, in slices, while transactions go on."""
+    table = Transactions()
+    table.add_prepared(prepared(1))
+    changed = table.take_changed()
+    table.end(header(1).transaction_id, NOW_US, NOW_US, NOW_US)
+    table.add_decided(decided(1))
+    ((_, value),) = [transaction_row(*each) for each in changed]
+    assert value
+    assert isinstance(read_transaction_row(value), StoredPrepared)
+    ((_, value),) = rows_of(table)
+    assert value
+    assert read_transaction_row(value) == decided(1)
+
+
+def test_a_drafts_rows_come_in_slices() -> None:
+    draft, table = Draft(1, 1, 1, {}), Transactions()
+    for number in range(10):
+        table.add_prepared(prepared(number))
+    draft.transactions = table.take_changed()
+    slices = []
+    while some := draft.take_transactions(4):
+        slices.append(some)
+    assert [len(some) for some in slices] == [4, 4, 2]
+    assert {key for some in slices for key, _ in some} == set(table.prepared)
 
 
 def test_the_oldest() -> None:
