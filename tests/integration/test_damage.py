@@ -21,6 +21,7 @@ from shard_node.records import (
     cluster_id_of,
 )
 from shard_node.rows import open_row, seal_row
+from shard_node.structure import lacks_pages_in_use
 from shard_node.verify import verify_history
 from tests.support.engines import IDENTITY
 from tests.support.folders import (
@@ -210,6 +211,9 @@ async def test_a_file_that_is_cut_short_is_refused(
         file.truncate(sizes[left])
     if left == "nothing" and environment == "state":
         recovers(folder.path)  # as if it had never been: the log has everything
+        return
+    if left.startswith("all but") and not lacks_pages_in_use(path.parent):
+        recovers(folder.path)  # LMDB itself may leave a file that ends before its free pages
         return
     with pytest.raises(Damaged):
         recovers(folder.path)

@@ -409,8 +409,8 @@ class DiskWriter:
 
     async def put_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
         """See `StateWriter`."""
-        self._transactions = transactions
-        self._clearing = clearing
+        self._transactions += transactions
+        self._clearing += clearing
 
     async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
         """See `StateWriter`."""
