@@ -204,17 +204,21 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
             decided = [table.decided[only]] if only in table.decided else []
         else:
             prepared, decided = list(table.prepared.values()), list(table.decided.values())
-        shard_id = self._engine.identity.shard_id
-        found = [_info(each, shard_id) for each in prepared]
-        found += [_info(each, shard_id) for each in decided]
+        found: list[Prepared | Decided] = [*prepared, *decided]
         if request.since_us:
             found = [each for each in found if each.since_us <= request.since_us]
         found.sort(key=lambda each: each.since_us)
         # Read first, then wait: what is decided meanwhile may be lost, and must not be told.
         await self._engine.committer.durable(self._engine.ledger.sequence)
-        return shard_service_pb2.ListTransactionsResponse(
-            transactions=found[: request.limit or LIST_DEFAULT]
-        )
+        shard_id = self._engine.identity.shard_id
+        response = shard_service_pb2.ListTransactionsResponse()
+        limit = request.limit or LIST_DEFAULT
+        # Only what is told becomes a message, some at a time: tens of thousands may be in doubt.
+        for start in range(0, min(limit, len(found)), LIST_DEFAULT):
+            some = found[start : min(start + LIST_DEFAULT, limit)]
+            response.transactions.extend([_info(each, shard_id) for each in some])
+            await asyncio.sleep(0)
+        return response
 
     # --- clearing -------------------------------------------------------------------------------
 
