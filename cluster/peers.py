@@ -1,16 +1,20 @@
 """A gRPC channel to one process of the cluster, as its peers use it.
 
-A call is sent only over a connection that stands. That is what makes "could not be reached"
-certain: until the channel is ready nothing has left this process, and the fault is definite;
-whatever breaks later may have reached the peer, and is not.
+Small calls share one stream; see `doubloon.call_stream`. A call is sent only over a connection that
+stands. That is what makes "could not be reached" certain: until the channel is ready nothing has
+left this process, and the fault is definite; whatever breaks later may have reached the peer, and
+is not.
 """
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, Final
 
 import grpc
 
-from cluster.rpc import Fault, channel, fault_from_rpc_error
+from cluster.faults import Fault
+from cluster.rpc import channel, fault_from_rpc_error
+from doubloon.call_stream import StreamedChannel
 
 _READY: Final = grpc.ChannelConnectivity.READY
 _WAITING: Final = frozenset({grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING})
@@ -24,13 +28,14 @@ class PeerChannel:
     Args:
         name: of the peer, for messages.
         address: where it is.
+        apart: methods, as gRPC spells them, whose answers may be large, or late for a reason.
     """
 
-    def __init__(self, name: str, address: str) -> None:
+    def __init__(self, name: str, address: str, apart: Collection[str] = ()) -> None:
         self._name = name
         self._address = address
         self._closed = False
-        self.channel: Final = channel(address)
+        self.channel: Final = StreamedChannel(channel(address), apart)
 
     async def call(
         self, method: Any, request: Any, metadata: tuple[tuple[str, str], ...], timeout_s: float

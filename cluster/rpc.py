@@ -9,7 +9,7 @@ anything unexpected into INTERNAL with one logged traceback. `fault_from_rpc_err
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
@@ -17,7 +17,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from doubloon.v1 import types_pb2
+from cluster.call_streams import CallServicer, UnaryMethod
+from cluster.faults import Fault
+from doubloon.v1 import call_service_pb2_grpc, types_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -96,41 +98,10 @@ CHANNEL_OPTIONS: Options = (
     ("grpc.service_config_disable_resolution", 1),
 )
 
+CALL_SERVICE = "doubloon.v1.CallService"
+"""What every server serves beside its own services."""
+
 _LOG = structlog.stdlib.get_logger("rpc")
-_STATUS_OF_CODE = {
-    types_pb2.FAULT_CODE_INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
-    types_pb2.FAULT_CODE_FAILED_PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
-    types_pb2.FAULT_CODE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    types_pb2.FAULT_CODE_DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
-    types_pb2.FAULT_CODE_RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    types_pb2.FAULT_CODE_UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
-    types_pb2.FAULT_CODE_PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
-    types_pb2.FAULT_CODE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    types_pb2.FAULT_CODE_OUT_OF_RANGE: grpc.StatusCode.OUT_OF_RANGE,
-    types_pb2.FAULT_CODE_INTERNAL: grpc.StatusCode.INTERNAL,
-    types_pb2.FAULT_CODE_UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
-    types_pb2.FAULT_CODE_ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
-}
-_CODE_OF_STATUS = {
-    **{status: code for code, status in _STATUS_OF_CODE.items()},
-    # Statuses that gRPC makes by itself and that the contract has no code for.
-    grpc.StatusCode.CANCELLED: types_pb2.FAULT_CODE_UNAVAILABLE,
-    grpc.StatusCode.ABORTED: types_pb2.FAULT_CODE_UNAVAILABLE,
-    grpc.StatusCode.UNKNOWN: types_pb2.FAULT_CODE_INTERNAL,
-    grpc.StatusCode.DATA_LOSS: types_pb2.FAULT_CODE_INTERNAL,
-}
-# When our own code raises one of these without saying so, something may have happened.
-_INDEFINITE = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.DATA_LOSS,
-    }
-)
 # When gRPC answers one of these without our detail, no handler has run: nothing happened.
 _DEFINITE_WITHOUT_DETAIL = frozenset(
     {
@@ -139,66 +110,6 @@ _DEFINITE_WITHOUT_DETAIL = frozenset(
         grpc.StatusCode.PERMISSION_DENIED,
     }
 )
-
-
-class Fault(Exception):  # noqa: N818 - the contract's word
-    """Something other than a business "no" went wrong. Never changed after construction.
-
-    (Not a frozen dataclass: Python itself sets `__traceback__` on what is raised.)
-
-    Attributes:
-        code: what kind; programs branch on this.
-        message: for people.
-        field: the request's field at fault, as a path; "" when there is none.
-        index: of the item at fault in the request's list; -1 when the whole call is at fault.
-        topology_version: the answering process's, when the caller's was another; else 0.
-        indefinite: it may or may not have happened. By default what the code suggests.
-    """
-
-    def __init__(
-        self,
-        code: grpc.StatusCode,
-        message: str,
-        field: str = "",
-        index: int = -1,
-        topology_version: int = 0,
-        *,
-        indefinite: bool | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.field = field
-        self.index = index
-        self.topology_version = topology_version
-        self.indefinite = code in _INDEFINITE if indefinite is None else indefinite
-
-    def __str__(self) -> str:
-        place = f" ({self.field})" if self.field else ""
-        return f"{self.code.name}{place}: {self.message}"
-
-    def to_message(self) -> types_pb2.Fault:
-        """Return the fault as the wire contract spells it."""
-        return types_pb2.Fault(
-            code=_CODE_OF_STATUS[self.code],
-            field=self.field,
-            message=self.message,
-            indefinite=self.indefinite,
-            index=self.index,
-            topology_version=self.topology_version,
-        )
-
-    @classmethod
-    def from_message(cls, message: types_pb2.Fault) -> Self:
-        """Read a fault from the wire; a code that this version does not know becomes INTERNAL."""
-        return cls(
-            _STATUS_OF_CODE.get(message.code, grpc.StatusCode.INTERNAL),
-            message.message,
-            message.field,
-            message.index,
-            message.topology_version,
-            indefinite=message.indefinite,
-        )
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], fault: Fault) -> NoReturn:
@@ -237,13 +148,30 @@ class GuardedServer(grpc.aio.Server):
     ) -> None:
         self._inner = inner
         self._on_error = on_error
+        self._services: list[grpc.GenericRpcHandler] = []
+        self._unary_methods: dict[str, UnaryMethod] = {}
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[Any]) -> None:
         """Add services, guarded. What else generated code registers is not needed beside these."""
-        guarded = tuple(
-            _GuardedHandlers(handlers, self._on_error) for handlers in generic_rpc_handlers
-        )
+        services = tuple(generic_rpc_handlers)
+        self._services += services
+        guarded = tuple(_GuardedHandlers(handlers, self._on_error) for handlers in services)
         self._inner.add_generic_rpc_handlers(guarded)
+
+    def unary_method(self, path: str) -> UnaryMethod | None:
+        """Return a unary method of any service added, unguarded; None = there is none."""
+        known = self._unary_methods.get(path)
+        if known is not None:
+            return known
+        for service in self._services:
+            handler: Any = service.service(_CallDetails(path))
+            if handler is not None and handler.unary_unary:
+                found = UnaryMethod(
+                    handler.request_deserializer, handler.unary_unary, handler.response_serializer
+                )
+                self._unary_methods[path] = found
+                return found
+        return None
 
     def add_insecure_port(self, address: str) -> int:
         """Listen without TLS."""
@@ -264,6 +192,14 @@ class GuardedServer(grpc.aio.Server):
     async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in grpc
         """Wait until it has stopped."""
         return await self._inner.wait_for_termination(timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class _CallDetails(grpc.HandlerCallDetails):
+    """What generated code needs to know to find a method's handler."""
+
+    method: str
+    invocation_metadata: tuple[()] = ()
 
 
 class _GuardedHandlers(grpc.GenericRpcHandler):
@@ -353,11 +289,16 @@ async def _answer(
 ) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):  # the handler has ended the call already
         raise error
+    await abort(context, fault_of(error, method, on_error))
+
+
+def fault_of(error: Exception, method: str, on_error: Callable[[Exception], None]) -> Fault:
+    """Return what to answer for whatever a handler raised; log and tell what it should not have."""
     if isinstance(error, Fault):
-        await abort(context, error)
+        return error
     _LOG.error("handler_failed", method=method, exc_info=error)
     on_error(error)
-    await abort(context, Fault(grpc.StatusCode.INTERNAL, "internal error; see the server's log"))
+    return Fault(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
 
 
 @dataclass(frozen=True)
@@ -368,8 +309,9 @@ class RpcServer:
     service until then, and again from the moment `stop` begins.
     """
 
-    grpc_server: grpc.aio.Server
+    grpc_server: GuardedServer
     health: health.aio.HealthServicer
+    calls: CallServicer
     service_names: tuple[str, ...]
 
     async def serve(self, listen: str) -> str:
@@ -392,6 +334,7 @@ class RpcServer:
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Declare NOT_SERVING, take no new calls, and give those in progress the grace to end."""
         await self.health.enter_graceful_shutdown()
+        self.calls.stop()
         await self.grpc_server.stop(grace_s)
 
 
@@ -427,10 +370,17 @@ async def server(
     )
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, grpc_server)
-    reflection.enable_server_reflection(
-        (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server
+    calls = CallServicer(
+        grpc_server.unary_method,
+        lambda error, method: fault_of(error, method, on_error),
+        concurrent_rpcs_max,
     )
-    made = RpcServer(grpc_server, servicer, tuple(service_names))
+    call_service_pb2_grpc.add_CallServiceServicer_to_server(calls, grpc_server)
+    names = (*service_names, CALL_SERVICE)
+    reflection.enable_server_reflection(
+        (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server
+    )
+    made = RpcServer(grpc_server, servicer, calls, names)
     await made.set_serving(serving=False)
     return made
 

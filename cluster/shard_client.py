@@ -78,6 +78,13 @@ GET_SHARD_STATUS: Final[Method[shard.GetShardStatusRequest, shard.GetShardStatus
 )
 
 
+# Answers of megabytes, or after seconds of work.
+_APART: Final = tuple(
+    f"/doubloon.v1.ShardService/{method.name}"
+    for method in (LIST_TRANSACTIONS, GET_CLEARING, LIST_CROSSINGS, CHECK_CONSERVATION)
+)
+
+
 class ShardClient(Protocol):
     """A way to one shard node. Calls may run concurrently."""
 
@@ -102,7 +109,7 @@ class GrpcShardClient:
 
     def __init__(self, shard_id: int, address: str) -> None:
         self._shard = str(shard_id)
-        self._peer = PeerChannel(f"shard {shard_id}", address)
+        self._peer = PeerChannel(f"shard {shard_id}", address, _APART)
         self._stub = shard_service_pb2_grpc.ShardServiceStub(self._peer.channel)
 
     async def call(

@@ -22,8 +22,8 @@ from typing import Final
 import grpc
 import structlog
 
+from cluster.faults import Fault
 from cluster.membership import ClusterView, Membership, MembershipUnavailable
-from cluster.rpc import Fault
 from cluster.shard_client import Method, Q, R, ShardClient
 from cluster.topology import Topology
 

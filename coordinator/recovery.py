@@ -26,8 +26,8 @@ import grpc
 import structlog
 
 from cluster.clock import HybridClock
+from cluster.faults import Fault
 from cluster.packed import BATCH_TRANSFERS_MAX, DECISION, RESOLUTION, Fate
-from cluster.rpc import Fault
 from cluster.shard_client import (
     ABORT_PREPARED,
     COMMIT_PREPARED,

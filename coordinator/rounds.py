@@ -22,6 +22,7 @@ import grpc
 import structlog
 
 from cluster.clock import HybridClock
+from cluster.faults import Fault
 from cluster.packed import (
     ANSWER,
     BATCH_TRANSFERS_MAX,
@@ -30,7 +31,6 @@ from cluster.packed import (
     Fate,
     Outcome,
 )
-from cluster.rpc import Fault
 from cluster.shard_client import (
     ABORT_PREPARED,
     COMMIT_HOME,

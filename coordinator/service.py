@@ -8,8 +8,9 @@ from typing import Final, Protocol
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.packed import MEMBER
-from cluster.rpc import TOPOLOGY_VERSION_KEY, Fault
+from cluster.rpc import TOPOLOGY_VERSION_KEY
 from cluster.topology import Topology
 from coordinator.recovery import Sweeper
 from coordinator.rounds import Rounds

@@ -6,7 +6,7 @@ from typing import Final
 
 import grpc
 
-from cluster.rpc import Fault
+from cluster.faults import Fault
 from cluster.shard_client import OPEN_ACCOUNTS
 from cluster.shard_pool import ShardPool
 from doubloon.v1 import types_pb2

@@ -10,6 +10,7 @@ from typing import Final
 import grpc
 
 from cluster.clock import Clock
+from cluster.faults import Fault
 from cluster.membership import (
     COORDINATOR_ROLE,
     ClusterView,
@@ -20,7 +21,6 @@ from cluster.membership import (
     MembershipUnavailable,
 )
 from cluster.packed import TRANSACTION_ID_BYTES
-from cluster.rpc import Fault
 from cluster.shard_client import CHANGE_ACCOUNT_STATUS, CHECK_CONSERVATION, GET_SHARD_STATUS
 from cluster.shard_pool import ShardPool, target_of
 from doubloon.v1 import admin_service_pb2 as admin

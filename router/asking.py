@@ -2,7 +2,7 @@
 
 import asyncio
 
-from cluster.rpc import Fault
+from cluster.faults import Fault
 from cluster.shard_client import Method, Q, R
 from cluster.shard_pool import ShardPool
 

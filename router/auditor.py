@@ -8,8 +8,8 @@ from typing import Final
 import structlog
 
 from cluster import packed
+from cluster.faults import Fault
 from cluster.packed import BATCH_TRANSFERS_MAX, DECISION, RESOLUTION
-from cluster.rpc import Fault
 from cluster.shard_client import GET_CLEARING, LIST_CROSSINGS, RESOLVE
 from doubloon.v1 import admin_service_pb2 as admin
 from doubloon.v1 import shard_service_pb2 as shard

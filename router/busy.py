@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from cluster.faults import Fault
 from cluster.packed import BODY_BYTES, GROUP_RESULT, RESULT_BYTES
-from cluster.rpc import Fault
 from cluster.shard_pool import remaining_s
 from doubloon.v1 import types_pb2
 from router.results import has_faults

@@ -17,6 +17,7 @@ from typing import Protocol
 import grpc
 import structlog
 
+from cluster.faults import Fault
 from cluster.membership import (
     COORDINATOR_ROLE,
     ClusterView,
@@ -25,7 +26,7 @@ from cluster.membership import (
     MembershipUnavailable,
 )
 from cluster.peers import PeerChannel
-from cluster.rpc import TOPOLOGY_VERSION_KEY, Fault
+from cluster.rpc import TOPOLOGY_VERSION_KEY
 from cluster.shard_pool import (
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,

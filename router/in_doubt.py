@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.packed import DECISION, RESOLUTION, Fate
-from cluster.rpc import Fault
 from cluster.shard_client import (
     ABORT_PREPARED,
     COMMIT_PREPARED,

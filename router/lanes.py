@@ -19,8 +19,8 @@ from typing import Final, Generic, TypeVar
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.packed import BATCH_TRANSFERS_MAX, BODY_BYTES, MEMBER, RESULT_BYTES
-from cluster.rpc import Fault
 
 # A shard node syncs one block while it fills the next; one more call is on the wire meanwhile. More
 # would only make the calls smaller.

@@ -14,7 +14,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from cluster.rpc import Fault
+from cluster.faults import Fault
 from cluster.shard_pool import ShardPool, as_indefinite, is_stale
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Final, Protocol, TypeVar
 import grpc
 
 from cluster import shard_client
+from cluster.faults import Fault
 from cluster.packed import BATCH_TRANSFERS_MAX, GROUPS_MAX, TRANSFER_ID_BYTES
-from cluster.rpc import Fault
 from cluster.shard_client import Method, Q, R
 from cluster.shard_pool import ShardPool
 from doubloon.v1 import wallet_service_pb2 as wallet

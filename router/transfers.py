@@ -7,9 +7,9 @@ from typing import Final, Generic, Protocol, TypeVar, cast, overload
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.membership import ClusterView, Membership
 from cluster.packed import BATCH_TRANSFERS_MAX
-from cluster.rpc import Fault
 from cluster.shard_pool import ShardPool
 from doubloon.v1 import types_pb2, wallet_service_pb2
 from router.groups import split_groups

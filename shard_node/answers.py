@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.refusals import RefusalReason, retry_class
-from cluster.rpc import Fault
 from doubloon.v1 import admin_service_pb2, types_pb2, wallet_service_pb2
 from shard_node.books import BALANCE_MAX_MINOR
 from shard_node.ledger import OpenStatus

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.packed import (
     BODY_BYTES,
     KEY_BYTES,
@@ -19,7 +20,6 @@ from cluster.packed import (
     MEMBER_BODY,
     TRANSACTION_ID_BYTES,
 )
-from cluster.rpc import Fault
 from doubloon.v1 import (
     coordinator_service_pb2,
     shard_service_pb2,

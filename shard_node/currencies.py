@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.membership import MembershipUnavailable
-from cluster.rpc import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -477,7 +477,7 @@ class Engine:
 
     def _after_append(self) -> None:
         self.store.forget_durable(self.committer.durable_sequence)
-        self.space.look()
+        self.space.after_append()
         self._relief.set()
 
 

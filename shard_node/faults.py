@@ -6,7 +6,7 @@ from typing import Final
 
 import grpc
 
-from cluster.rpc import Fault
+from cluster.faults import Fault
 from shard_node import errors
 
 _STATUS_OF: Final = {

@@ -148,6 +148,7 @@ class LmdbLog:
             self._env.close()
             raise DamagedLogError(f"the log's file is cut short by {missing} bytes")
         self._env.reader_check()
+        self._page_bytes: Final[int] = self._env.stat()["psize"]
         self._reader: Any = None
         self._cursor: Any = None
         # The block found last, up to which sequence, for an account's entries lie close together.
@@ -211,9 +212,8 @@ class LmdbLog:
 
     def used_bytes(self) -> int:
         """See `Log`."""
-        info: int = self._env.info()["last_pgno"]
-        page_bytes: int = self._env.stat()["psize"]
-        return (info + 1) * page_bytes
+        last_page: int = self._env.info()["last_pgno"]
+        return (last_page + 1) * self._page_bytes
 
     def close(self) -> None:
         """See `Log`."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.packed import BATCH_TRANSFERS_MAX
-from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY, Fault
+from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY
 from doubloon.v1 import (
     admin_service_pb2,
     shard_service_pb2,

@@ -43,6 +43,13 @@ SMALLEST_CALL: Final = 256
 """Transfers. When a call of so many does not fit although nothing else is on its way, space is
 exhausted."""
 
+LOOK_BYTES_MAX: Final = 1024 * 1024
+"""By how much the log may grow until the disk and the map are looked at again; a small map more
+often. A look takes a tenth of the time in which a lone transfer is made durable."""
+
+LOOKS_PER_MAP: Final = 256
+"""How often a map is looked at while it fills, at the least."""
+
 ROWS_PER_RECORD: Final = 3
 """Rows of the state that a record may touch: two accounts and a key."""
 
@@ -94,11 +101,19 @@ class Space:
         self._disk_free_min_bytes = disk_free_min_bytes
         self._data = data
         self._warned = False
-        self._log_bytes = self._state_bytes = 0
+        self._log_bytes = self._state_bytes = self._seen_log_bytes = 0
+        self._look_bytes = min(LOOK_BYTES_MAX, log_map_bytes // LOOKS_PER_MAP)
+
+    def after_append(self) -> None:
+        """Takes in how long the log is, and looks at all else once it has grown, or room may be."""
+        self._log_bytes = self._log.used_bytes()
+        if self.exhausted or self._log_bytes - self._seen_log_bytes >= self._look_bytes:
+            self.look()
 
     def look(self) -> None:
-        """Looks again; to be called after every append and every checkpoint."""
+        """Looks at everything; to be called after every checkpoint as well."""
         self._log_bytes, self._state_bytes = self._log.used_bytes(), self._state.used_bytes()
+        self._seen_log_bytes = self._log_bytes
         used = max(self._log_bytes / self._log_map_bytes, self._state_bytes / self._state_map_bytes)
         disk = os.statvfs(self._data) if self._data else None
         free_bytes = disk.f_bavail * disk.f_frsize if disk else self._disk_free_min_bytes

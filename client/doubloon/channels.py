@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
+from doubloon.call_stream import StreamedChannel
 from doubloon.faults import invalid_argument
 from doubloon.v1.admin_service_pb2_grpc import AdminServiceStub
 from doubloon.v1.wallet_service_pb2_grpc import WalletServiceStub
@@ -64,8 +65,9 @@ class Router:
 class Routers:
     """The routers of one client. All calls go to one until it fails them, then to the next.
 
-    One connection gathers better than several. Clients begin at a random router, which spreads
-    them. Channels open when first used, on the event loop that runs then.
+    One connection gathers better than several, and its small calls share a stream. Clients begin
+    at a random router, which spreads them. Channels open when first used, on the event loop that
+    runs then.
     """
 
     def __init__(
@@ -98,6 +100,9 @@ class Routers:
         self._opened.clear()
 
     def _open(self, address: str) -> grpc.aio.Channel:
+        return StreamedChannel(self._connect(address))
+
+    def _connect(self, address: str) -> grpc.aio.Channel:
         options = list(CHANNEL_OPTIONS)
         if self._tls is None:
             return grpc.aio.insecure_channel(address, options=options)

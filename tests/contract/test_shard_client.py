@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from cluster import rpc
-from cluster.rpc import Fault
+from cluster.faults import Fault
 from cluster.shard_client import (
     EXECUTE_TRANSFERS,
     GET_ACCOUNT,

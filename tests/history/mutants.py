@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.clock import HybridClock
-from cluster.rpc import Fault
+from cluster.faults import Fault
 from coordinator import two_phase
 from coordinator.actions import NOT_IN_TIME, Status
 from shard_node import startup

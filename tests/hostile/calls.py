@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.packed import ANSWER, BATCH_TRANSFERS_MAX, BODY_BYTES, MEMBER, VOTE, Vote
-from cluster.rpc import Fault
 from coordinator.transactions import MalformedRequest, take_apart
 from shard_node.batch import Batch
 from shard_node.unpacking import (

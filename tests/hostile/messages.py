@@ -15,6 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from cluster import packed, rpc
+from cluster.faults import Fault
 from cluster.packed import BATCH_TRANSFERS_MAX, RESULT_BYTES
 from cluster.topology import Topology
 from coordinator.transactions import take_apart
@@ -223,9 +224,9 @@ def check_fault(data: bytes) -> None:
 def fault_seeds() -> list[bytes]:
     """Faults as servers send them, and none."""
     faults = [
-        rpc.Fault(grpc.StatusCode.INVALID_ARGUMENT, "must be 16 bytes", "transfers.id", 3),
-        rpc.Fault(grpc.StatusCode.FAILED_PRECONDITION, "another", topology_version=7),
-        rpc.Fault(grpc.StatusCode.UNAVAILABLE, "away", indefinite=True),
+        Fault(grpc.StatusCode.INVALID_ARGUMENT, "must be 16 bytes", "transfers.id", 3),
+        Fault(grpc.StatusCode.FAILED_PRECONDITION, "another", topology_version=7),
+        Fault(grpc.StatusCode.UNAVAILABLE, "away", indefinite=True),
     ]
     return [b"\3" + each.to_message().SerializeToString() for each in faults] + [b"\0"]
 

@@ -1,8 +1,9 @@
 """All targets, by name."""
 
-from tests.hostile import calls, messages, stored, texts
+from tests.hostile import calls, messages, stored, streams, texts
 
 TARGETS = {
     target.name: target
-    for target in (*stored.TARGETS, *calls.TARGETS, *messages.TARGETS, *texts.TARGETS)
+    for room in (stored, calls, streams, messages, texts)
+    for target in room.TARGETS
 }

@@ -1,6 +1,7 @@
 """Extreme messages to a real cluster, then a short siege of one; `siege` is the long run."""
 
 import asyncio
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import grpc
 import pytest
 
 from cluster.rpc import FAULT_KEY, SHARD_KEY, TOPOLOGY_VERSION_KEY, channel
+from doubloon.call_stream import StreamedChannel
 from doubloon.v1 import types_pb2
 from scripts.local_cluster import COORDINATOR, ROUTER, SHARD
 from tests.hostile.edges import STUMBLED, requests
@@ -22,8 +24,11 @@ MEMORY_GROWTH_MIB = 400.0
 """Far more than any attack took when this was written; without the bounds it is gigabytes."""
 
 
-async def send_all(live: LiveCluster, service: str) -> tuple[Counter[str], list[str]]:
-    """Send every request of a service; return how often which status came, and what stumbled."""
+async def send_all(
+    live: LiveCluster, service: str, *, streamed: bool
+) -> tuple[Counter[str], list[str]]:
+    """Send every request of a service, each as a call of its own or all on one stream; return how
+    often which status came, and what stumbled."""
     statuses: Counter[str] = Counter()
     wrong: list[str] = []
     room = asyncio.Semaphore(32)
@@ -44,7 +49,11 @@ async def send_all(live: LiveCluster, service: str) -> tuple[Counter[str], list[
                     wrong.append(f"{method} with {path}: no field is named")
 
     address = live.processes.address(SERVED_BY[service], 1)
-    async with channel(address) as connection, asyncio.TaskGroup() as group:
+    own = channel(address)
+    async with (
+        StreamedChannel(own) if streamed else own as connection,
+        asyncio.TaskGroup() as group,
+    ):
         for method, path, request in requests(service):
             group.create_task(one(connection.unary_unary(method), method, path, request))
     return statuses, wrong
@@ -56,8 +65,8 @@ async def test_no_message_makes_a_server_stumble(tmp_path: Path) -> None:
         shards = sorted(town.treasuries)
         payer, player = town.treasuries[shards[0]], town.players[shards[1]][0]
         assert (await live.wallet.transfer(payer, player, GOLD, 100)).completed
-        for service in SERVED_BY:
-            statuses, wrong = await send_all(live, service)
+        for service, streamed in itertools.product(SERVED_BY, (False, True)):
+            statuses, wrong = await send_all(live, service, streamed=streamed)
             assert sum(statuses.values()) > REQUESTS_MIN, service
             assert not wrong, "\n".join([f"{service}: {dict(statuses)}", *wrong[:20]])
         balance = (await live.wallet.balances(player)).of(GOLD)

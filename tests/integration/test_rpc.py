@@ -10,7 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cluster import rpc
-from cluster.rpc import Fault, RpcServer, abort, fault_from_rpc_error
+from cluster.faults import Fault
+from cluster.rpc import RpcServer, abort, fault_from_rpc_error
 from doubloon.v1 import types_pb2
 
 SERVICE = "doubloon.v1.WalletService"  # any name of ours: the methods below are the test's

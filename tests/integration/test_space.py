@@ -196,7 +196,10 @@ async def test_space_that_is_there_again_is_used_again(tmp_path: Path) -> None:
     async with running() as it:
         space = it.engine.space
         space._disk_free_min_bytes, space._data = 2**62, tmp_path
-        await it.execute(body(1, 1, 2))
+        await it.execute(body(1, 1, 2))  # too little for another look
+        assert not space.exhausted
+        space._look_bytes = 1
+        await it.execute(body(3, 1, 2))
         with pytest.raises(SpaceExhaustedError):
             await it.execute(body(2, 1, 2))
         space._disk_free_min_bytes = 0

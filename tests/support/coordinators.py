@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.membership import COORDINATOR_ROLE, Member, MemoryMembership
 from cluster.packed import BODY, KEY_BYTES, MEMBER
-from cluster.rpc import Fault
 from cluster.topology import Topology
 from doubloon.v1 import coordinator_service_pb2 as pb
 from tests.support.shard_nodes import (

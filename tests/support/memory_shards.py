@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 
 from cluster.clock import HybridClock
+from cluster.faults import Fault
 from cluster.packed import DECISION, RESOLUTION, VOTE
-from cluster.rpc import Fault
 from cluster.shard_client import Method, Q, R
 from cluster.topology import Topology
 from doubloon.v1 import shard_service_pb2 as shard_pb2

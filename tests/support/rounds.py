@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import grpc
 
 from cluster.clock import HybridClock
+from cluster.faults import Fault
 from cluster.packed import GROUP_RESULT, RESULT_BYTES
-from cluster.rpc import Fault
 from cluster.topology import Topology
 from coordinator.recovery import Sweeper
 from coordinator.rounds import IN_PROGRESS_MAX, Rounds

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from cluster.faults import Fault
 from cluster.membership import SHARD_NODE_ROLE, Member, MemoryMembership, MemoryStore
 from cluster.packed import (
     BODY,
@@ -26,7 +27,7 @@ from cluster.packed import (
     Fate,
 )
 from cluster.refusals import RefusalReason
-from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY, Fault
+from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY
 from cluster.shard_client import Method, Q, R
 from cluster.topology import Topology
 from doubloon.v1 import admin_service_pb2 as admin

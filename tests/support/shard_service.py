@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from cluster import rpc
+from cluster.faults import Fault
 from cluster.membership import MemoryMembership, MemoryStore
 from cluster.rpc import SHARD_KEY, TOPOLOGY_VERSION_KEY
 from cluster.runtime import LoopMonitor
@@ -49,7 +50,7 @@ class Served:
         """Call a method by its name."""
         return await getattr(self.stub, method)(request, metadata=metadata, timeout=CALL_TIMEOUT_S)
 
-    async def fault(self, method: str, request: Any, metadata: Any = TARGET) -> rpc.Fault:
+    async def fault(self, method: str, request: Any, metadata: Any = TARGET) -> Fault:
         """Call a method that must fail; return how."""
         try:
             answer = await self.call(method, request, metadata)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import grpc
 import pytest
 
+from cluster.faults import Fault
 from cluster.packed import GROUP_RESULT
-from cluster.rpc import TOPOLOGY_VERSION_KEY, Fault
+from cluster.rpc import TOPOLOGY_VERSION_KEY
 from cluster.topology import Topology
 from coordinator.actions import FaultKind, Status
 from coordinator.service import CoordinatorServicer, Deadlines

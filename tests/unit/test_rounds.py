@@ -5,8 +5,8 @@ import asyncio
 import grpc
 import pytest
 
+from cluster.faults import Fault
 from cluster.refusals import RefusalReason
-from cluster.rpc import Fault
 from coordinator.actions import FaultKind, Status
 from tests.support.memory_shards import LATENCY_S
 from tests.support.rounds import (

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cluster.rpc import Fault
+from cluster.faults import Fault
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
 from tests.support.routers import (

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cluster.rpc import Fault
+from cluster.faults import Fault
 from cluster.topology import Topology
 from doubloon.v1 import admin_service_pb2 as admin
 from doubloon.v1 import types_pb2

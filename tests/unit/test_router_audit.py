@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 
+from cluster.faults import Fault
 from cluster.packed import Fate as PackedFate
-from cluster.rpc import Fault
 from doubloon.v1 import admin_service_pb2 as admin
 from doubloon.v1 import shard_service_pb2 as shard
 from router.audit import (

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
+from cluster.faults import Fault
 from cluster.packed import GROUP_RESULT, MEMBER
-from cluster.rpc import Fault
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
 from router.busy import busy_items, items_of

@@ -6,9 +6,9 @@ from typing import Any
 import grpc
 import pytest
 
+from cluster.faults import Fault
 from cluster.packed import GROUP_RESULT, MEMBER, MEMBER_BODY
 from cluster.refusals import RefusalReason
-from cluster.rpc import Fault
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
 from router.groups import split_groups

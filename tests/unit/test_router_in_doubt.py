@@ -5,8 +5,8 @@ from typing import Any
 import grpc
 import pytest
 
+from cluster.faults import Fault
 from cluster.packed import DECISION, Fate
-from cluster.rpc import Fault
 from doubloon.v1 import admin_service_pb2 as admin
 from doubloon.v1 import coordinator_service_pb2 as coordinator
 from tests.support.routers import NOW_US, Call, Router, router

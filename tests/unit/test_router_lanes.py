@@ -5,8 +5,8 @@ import asyncio
 import grpc
 import pytest
 
+from cluster.faults import Fault
 from cluster.packed import BATCH_TRANSFERS_MAX, BODY_BYTES, RESULT_BYTES
-from cluster.rpc import Fault
 from router.lanes import Lanes
 from tests.support.virtual_time import virtual_time
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
+from cluster.faults import Fault
 from cluster.packed import BODY, BODY_BYTES
-from cluster.rpc import Fault
 from doubloon.v1 import types_pb2
 from doubloon.v1 import wallet_service_pb2 as wallet
 from router.service import Deadlines

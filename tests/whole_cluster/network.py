@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from cluster.rpc import FAULT_KEY, SHARD_KEY, TOPOLOGY_VERSION_KEY, Fault
+from cluster.faults import Fault
+from cluster.rpc import FAULT_KEY, SHARD_KEY, TOPOLOGY_VERSION_KEY
 from cluster.shard_client import (
     ABORT_PREPARED,
     COMMIT_HOME,
