@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shard_node.log import Log
+    from shard_node.memory import Draft
     from shard_node.state import Change, Checkpoint, Row
 
 CHILD_NICENESS: Final = 10
@@ -56,6 +57,10 @@ class CheckpointReport:
     rows: int
     seconds: float
     state_bytes: int
+
+
+TAKE_ROWS: Final = 1_000
+"""Rows taken off a draft at once, where nobody waits meanwhile."""
 
 
 class StateWriter(Protocol):
@@ -140,6 +145,14 @@ class LocalStateWriter:
         """As `put_crossing`."""
         self._transactions += transactions
         self._clearing += clearing
+
+    def add_rest(self, draft: Draft) -> None:
+        """Puts all rows of a draft that were not taken yet."""
+        while any(rows := draft.take(TAKE_ROWS)):
+            self.add(*rows)
+        while changes := draft.take_transactions(TAKE_ROWS):
+            self.add_crossing(changes, [])
+        self.add_crossing([], draft.clearing)
 
     def write(self, checkpoint: Checkpoint) -> CheckpointReport:
         """As `commit`."""

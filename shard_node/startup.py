@@ -253,9 +253,7 @@ def checkpoint_now(
 ) -> None:
     """Takes a whole checkpoint in the calling process; everything must be durable."""
     draft = ledger.begin_checkpoint()
-    while any(rows := draft.take(1_000)):
-        writer.add(*rows)
-    writer.add_crossing(draft.take_transactions(1_000_000), draft.clearing)
+    writer.add_rest(draft)
     writer.write(Checkpoint.of(identity, store.log, draft.first_sequence, draft.sequence))
     store.state.refresh()
     ledger.memory.end_checkpoint()

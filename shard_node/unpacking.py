@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from shard_node.legs import Member
     from shard_node.transactions import Transactions
 
-TURN_REQUESTS_MAX: Final = 512
-"""Transactions taken apart in one turn of the event loop: 4 ms."""
+TURN_REQUESTS_MAX: Final = 128
+"""Transactions taken apart in one turn of the event loop: 1 ms, in each of the calls under way."""
 
 _SIGN_BYTE_MAX: Final = 0x7F
 """The most in the highest byte of a number of 63 bits."""

@@ -5,28 +5,41 @@ times as much of the processor, so one round within the bound is enough.
 """
 
 import asyncio
+import gc
+import itertools
 import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.clock import WallClock
+from cluster.membership import MemoryMembership, MemoryStore
 from cluster.runtime import LoopMonitor
+from doubloon.v1 import shard_service_pb2 as shard
 from shard_node import startup
 from shard_node.books import HOUR_US
 from shard_node.collector import YoungCollector
+from shard_node.currencies import Currencies
 from shard_node.engine import Engine
 from shard_node.ledger import KIND_SYSTEM
 from shard_node.limits import Limits
+from shard_node.service import ShardServicer
 from shard_node.state import Checkpoint
+from shard_node.status import ProcessFacts, StatusReporter
 from tests.support import eventually
+from tests.support.crossing import LIFE_US, Attempt, Move
+from tests.support.crossing_service import OTHER, decisions, to_decide, to_prepare
 from tests.support.engines import FLOOR_MINOR, IDENTITY, body
+from tests.support.shard_service import TARGET
 
 TURN_MAX_MS = 20.0
 ROUNDS = 12
 MONTH_HOURS = 720
+
+BatchT = TypeVar("BatchT")
 
 
 @asynccontextmanager
@@ -54,18 +67,42 @@ async def engine_with_accounts(
     assert not fatal
 
 
+class CallToThisShard:
+    """A call's context, whose metadata names the shard that is called."""
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return TARGET
+
+
+CONTEXT = CallToThisShard()
+
+
+@asynccontextmanager
+async def servicer_of(engine: Engine) -> AsyncIterator[ShardServicer]:
+    """Put handlers in front of an engine."""
+    membership = MemoryMembership(MemoryStore())
+    await membership.register_currency("GOLD", 2, "gold")
+    facts = ProcessFacts("shard-1", "1.2.3", 1, 1)
+    status = StatusReporter(engine, membership, facts, LoopMonitor())
+    yield ShardServicer(engine, Currencies(membership), status, lambda: 1)
+    await membership.close()
+
+
 async def another_checkpoint(engine: Engine, before: Checkpoint) -> None:
     """Wait until a checkpoint is committed that is not this one."""
     await eventually(lambda: engine.store.state.checkpoint != before, "there is a checkpoint")
 
 
 async def check_turns(
-    engine: Engine, make: Callable[[], list[bytes]], load: Callable[[list[bytes]], Awaitable[None]]
+    engine: Engine,
+    make: Callable[[], list[BatchT]],
+    load: Callable[[list[BatchT]], Awaitable[None]],
 ) -> None:
     """See that a round of load, of some batches, with checkpoints in it has no long turn."""
     longest_ms = []
     for _ in range(ROUNDS):
         batches = make()
+        gc.freeze()  # a node does not have in memory what all its callers are about to send
         await engine.checkpoint()
         before = engine.store.state.checkpoint
         assert before is not None
@@ -140,3 +177,55 @@ async def test_while_months_are_imported(tmp_path: Path) -> None:
             await asyncio.gather(*(send(bodies) for bodies in batches))
 
         await check_turns(engine, lambda: [make_batch() for _ in range(batches)], load)
+
+
+async def test_while_all_transfers_cross(tmp_path: Path, rng: random.Random) -> None:
+    """Tens of thousands are in doubt or not finished, and are listed all the time."""
+    own, batch, batches = range(1_000, 2_000), 2_000, 8
+    numbers = itertools.count(1)
+
+    def make_batch(engine: Engine, *, incoming: bool) -> list[Attempt]:
+        deadline_us = engine.clock_us + LIFE_US
+        accounts = [
+            (OTHER, each) if incoming else (each, OTHER) for each in rng.choices(own, k=batch)
+        ]
+        return [
+            Attempt(number, deadline_us, (Move(source, destination, 1),), number)
+            for number, (source, destination) in zip(numbers, accounts, strict=False)
+        ]
+
+    limits = Limits(checkpoint_rows=8_000)
+    async with (
+        engine_with_accounts(tmp_path, limits, own.stop) as engine,
+        servicer_of(engine) as servicer,
+    ):
+
+        def make() -> list[tuple[shard.PrepareRequest, bytes, shard.CommitHomeRequest]]:
+            made = []
+            for _ in range(batches):
+                incoming, outgoing = (make_batch(engine, incoming=each) for each in (True, False))
+                decided = decisions(*incoming, time_us=engine.clock_us)
+                made.append((to_prepare(*incoming), decided, to_decide(*outgoing)))
+            return made
+
+        async def listed() -> None:
+            request = shard.ListTransactionsRequest(limit=1_000)
+            assert (await servicer.ListTransactions(request, CONTEXT)).transactions
+
+        async def one(
+            prepare: shard.PrepareRequest, decided: bytes, decide: shard.CommitHomeRequest
+        ) -> None:
+            await servicer.Prepare(prepare, CONTEXT)
+            await servicer.CommitHome(decide, CONTEXT)  # never finished
+            await listed()
+            await servicer.CommitPrepared(shard.CommitPreparedRequest(decisions=decided), CONTEXT)
+            await listed()
+
+        async def load(
+            made: list[tuple[shard.PrepareRequest, bytes, shard.CommitHomeRequest]],
+        ) -> None:
+            for at in range(0, len(made), 2):
+                await asyncio.gather(*(one(*each) for each in made[at : at + 2]))
+
+        await check_turns(engine, make, load)
+        assert len(engine.ledger.transactions.decided) >= batch * batches

@@ -360,9 +360,7 @@ class Shard(Process):
     def _commit_checkpoint(self) -> None:
         draft, self._draft = self._draft, None
         assert draft, "it was begun"
-        while any(rows := draft.take(1_000)):
-            self._writer.add(*rows)
-        self._writer.add_crossing(draft.take_transactions(1_000_000), draft.clearing)
+        self._writer.add_rest(draft)
         name = Checkpoint.of(self.identity, self.log, draft.first_sequence, draft.sequence)
         self._writer.write(name)
         self.ledger.memory.end_checkpoint()

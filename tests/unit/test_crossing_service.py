@@ -11,6 +11,7 @@ from cluster.refusals import RefusalReason
 from doubloon.v1 import coordinator_service_pb2 as coordinator
 from doubloon.v1 import shard_service_pb2 as shard
 from doubloon.v1 import types_pb2, wallet_service_pb2
+from shard_node import crossing
 from shard_node.limits import Limits
 from shard_node.records import BLOCK_BYTES_MAX, HASH_BYTES, HEADER_BYTES
 from tests.support.crossing import (
@@ -229,6 +230,24 @@ async def test_listing_takes_the_oldest_and_those_that_are_asked_for(node: Serve
     assert await listed(node, since_us=found[1].since_us) == found[:2]
     assert await listed(node, transaction_id=found[2].transaction_id) == found[2:]
     assert await listed(node, transaction_id=bytes(16)) == []
+
+
+async def test_only_what_a_listing_tells_becomes_messages(
+    node: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tens of thousands may be in doubt, and a sweep asks for a few of them every second."""
+    made: list[object] = []
+    real = crossing._info
+
+    def count(found: Any, shard_id: int) -> coordinator.TransactionInfo:
+        made.append(found)
+        return real(found, shard_id)
+
+    monkeypatch.setattr(crossing, "_info", count)
+    attempts = [attempt(node, number, Move(OTHER, ANN, 1)) for number in range(1, 10)]
+    assert await prepare(node, *attempts) == [YES] * 9
+    assert len(await listed(node, limit=2)) == 2
+    assert len(made) == 2
 
 
 async def test_clocks_are_observed_within_bounds(node: Served) -> None:
