@@ -46,8 +46,12 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def sync_floor(folder: Path, syncs: int) -> Latencies:
-    """Append 4 KiB and sync, again and again: what the disk itself takes for a lone transfer."""
+def sync_floor(folder: Path, syncs: int, pause_s: float = 0.0) -> Latencies:
+    """Append 4 KiB and sync, again and again: what the disk itself takes for a lone transfer.
+
+    A disk that has been left alone for some milliseconds may take three times as long as one that
+    is asked again at once, so `pause_s` leaves it alone before each.
+    """
     latencies = Latencies()
     page = os.urandom(PAGE_BYTES)
     path = folder / "sync-floor"
@@ -55,6 +59,7 @@ def sync_floor(folder: Path, syncs: int) -> Latencies:
     sync = getattr(os, "fdatasync", os.fsync)
     try:
         for _ in range(syncs):
+            time.sleep(pause_s)
             begun_s = time.perf_counter()
             os.write(handle, page)
             sync(handle)

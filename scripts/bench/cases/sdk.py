@@ -124,6 +124,8 @@ def _callers_case(
                         drawn, lambda pair: send_one(rig, pair), callers, advance
                     )
             floor_ms = sync_floor(rig.cluster.folder, plan.scaled(3_000, least=100))
+            call_s = timeline.latencies.percentile_ms(50) / 1_000
+            seldom_ms = sync_floor(rig.cluster.folder, plan.scaled(500, least=50), call_s)
         assert section.usage is not None, "the section has ended"
         if section.usage.transfers != count:
             raise AssertionError(f"{section.usage.transfers} completed of {count}")
@@ -133,6 +135,7 @@ def _callers_case(
             "above a bare sync, p50", "ms", [p50_ms - sync_ms],
             at_most("3", ALONE_ABOVE_SYNC_MS_MAX),
         )  # fmt: skip
+        seldom = Figure("the same, once a call's time", "ms", [seldom_ms.percentile_ms(50)])
         figures = [
             Figure(
                 "transfers", "/s", timeline.rates(plan.repeats),
@@ -142,6 +145,7 @@ def _callers_case(
             Figure("call p50", "ms", [p50_ms]),
             Figure("call p99", "ms", [timeline.latencies.percentile_ms(99)]),
             Figure("bare sync p50", "ms", [sync_ms]),
+            *([seldom] if callers == 1 else []),
         ]  # fmt: skip
         return Outcome(name, what, figures, section.usage)
 
