@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+import structlog
 from google.protobuf.message import DecodeError
 
 from cluster.faults import Fault
@@ -30,6 +31,11 @@ STREAM_BYTES_MAX: Final = 16 * 1024 * 1024
 TURN_CALLS_MAX: Final = 64
 # Answers in one message: some tenth of a millisecond to copy.
 MESSAGE_BYTES_MAX: Final = 256 * 1024
+# One answer. With all that may stand before it in a message it stays below gRPC's bound, which ends
+# a stream where it would end a call; ours are a few hundred kilobytes at the most.
+ANSWER_BYTES_MAX: Final = 7 * 1024 * 1024
+
+_LOG = structlog.stdlib.get_logger("call_streams")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +196,9 @@ class _Stream:
         """Run one call's handler, and send its answer together with others that are ready."""
         answer = pb.CallAnswer(call_id=call.call_id)
         try:
-            answer.response = await self._response_to(call, is_admitted=is_admitted)
+            response = await self._response_to(call, is_admitted=is_admitted)
+            check_length(response)
+            answer.response = response
         except Exception as error:  # noqa: BLE001 - every call is answered
             answer.fault.CopyFrom(self._servicer.fault_of(error, call.method).to_message())
         self._answers.append(answer)
@@ -229,6 +237,8 @@ class _Stream:
         try:
             while self._answers:
                 await self._context.write(self._next_message())
+        except grpc.aio.BaseError as error:  # the caller has gone, and gRPC cancels the stream
+            _LOG.debug("stream_lost", reason=str(error))
         finally:
             self._writing = False
 
@@ -242,3 +252,13 @@ class _Stream:
         self._bytes -= size
         self._room.set()
         return message
+
+
+def check_length(response: bytes) -> None:
+    """Raise a Fault when an answer is too long for a stream."""
+    if len(response) > ANSWER_BYTES_MAX:
+        raise Fault(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"the answer has {len(response)} bytes, more than {ANSWER_BYTES_MAX}",
+            indefinite=True,
+        )

@@ -153,6 +153,7 @@ class _Stream:
             status, details = error.code(), error.details() or error.code().name
         finally:
             self._fail(status, details, begun)
+            self._call.cancel()  # has no effect when it ended
 
     def _take(self, answer: pb.CallAnswer) -> None:
         sending = self._pending.get(answer.call_id)

@@ -333,6 +333,36 @@ async def test_a_stop_says_which_calls_never_began(monkeypatch: pytest.MonkeyPat
         await stopping
 
 
+async def test_an_answer_too_long_for_a_stream_is_a_fault_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(call_streams, "ANSWER_BYTES_MAX", 1)
+    async with site() as at:
+        fault = await failed(at.ask(1))
+        assert fault.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert fault.indefinite  # the handler has run
+        monkeypatch.undo()
+        assert await at.ask(2) == 2
+    assert (
+        call_streams.ANSWER_BYTES_MAX + 2 * call_streams.MESSAGE_BYTES_MAX < rpc.MESSAGE_BYTES_MAX
+    )
+
+
+async def test_a_caller_that_is_lost_ends_its_handlers() -> None:
+    async with site() as at:
+
+        async def hang(_: int, __: object) -> None:
+            await asyncio.Event().wait()
+
+        at.wallet.before = hang
+        call = asyncio.ensure_future(at.ask(1))
+        await at.wallet.until(lambda: at.wallet.began == [1])
+        await at.inner.close()
+        await at.wallet.until(lambda: at.wallet.cancelled == [1])
+        assert (await failed(call)).indefinite
+        assert not at.errors
+
+
 async def test_a_server_that_dies_leaves_open_what_it_was_asked() -> None:
     async with site() as at:
 
