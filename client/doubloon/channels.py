@@ -31,6 +31,9 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # The SDK asks again by itself, with the same ids and within one deadline.
     ("grpc.enable_retries", 0),
+    # Pings that estimate how much a long, fat line holds: a tenth of what a small call costs, and
+    # a server that counts pings counts them, too.
+    ("grpc.http2.bdp_probe", 0),
     # No look-ups of service configurations in DNS: this channel needs none.
     ("grpc.service_config_disable_resolution", 1),
     # Routers are near; a proxy that was set up for the web must not stand between.
