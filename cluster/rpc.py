@@ -84,6 +84,9 @@ SERVER_OPTIONS: Options = (
     ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
     ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),
+    # Else a ping that finds no call in progress, as when the last has just ended, is a strike
+    # however long ago the one before was. It also lets a server notice an idle peer that vanished.
+    ("grpc.keepalive_permit_without_calls", 1),
 )
 
 CHANNEL_OPTIONS: Options = (
