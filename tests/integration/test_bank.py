@@ -369,7 +369,10 @@ async def test_on_three_shards_every_balance_is_again_the_banks(
     ) as live:
         await open_bank(live, rows)
         tally, answers = await replay(live.wallet, rows)
-        assert (tally.completed, tally.sent, tally.stopped) == (ROWS, ROWS, "")
+        # On a machine that is held up the SDK asks again for what took longer than an attempt may:
+        # then the answer says that it is a repeat, and everything has happened once all the same.
+        done = tally.completed + tally.repeats
+        assert (done, tally.sent, tally.stopped) == (ROWS, ROWS, ""), tally
         shard_of = live.processes.topology.shard_of
         crossing = sum(shard_of(r.account_id) != shard_of(r.operation_account_id) for r in rows)
         assert crossing > ROWS / 2, "most transfers cross"
