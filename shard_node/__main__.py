@@ -8,6 +8,7 @@ import gc
 import importlib.metadata
 import os
 import socket
+import sys
 import traceback
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from cluster.membership import (
 from doubloon.v1 import shard_service_pb2_grpc
 from shard_node import startup
 from shard_node.collector import YoungCollector
+from shard_node.committer import SWITCH_INTERVAL_S
 from shard_node.currencies import Currencies
 from shard_node.damage import DamagedStateError
 from shard_node.limits import Limits
@@ -173,6 +175,7 @@ async def serve(
     """Recover, claim the shard, serve until `stop`, then leave a fresh checkpoint behind."""
     faulthandler.enable()  # a damaged page may end the process inside LMDB: at least it says where
     gc.disable()  # recovery makes no garbage in cycles; then see `YoungCollector`
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     started_us = WallClock().now_us()
     version = importlib.metadata.version("doubloon-server")
     try:

@@ -1,9 +1,10 @@
 """Group commit: makes blocks durable off the event loop, then lets go of who waits for them.
 
-While one append is being synced, the next block fills; when the sync returns, everything gathered
-goes into the next append. So under load a sync is shared by all that came meanwhile, and a lone
-command waits for one sync and for no timer. One append at a time: on a thread of its own, or, where
-there are no threads, however the `Appender` does it.
+While one append is being synced, the next block fills; when the sync returns, everything that
+somebody waits for goes into the next append. So under load a sync is shared by all that came
+meanwhile, and a lone command waits for one sync and for no timer. What nobody waits for yet, such
+as the first half of a batch, waits until it fills a block. One append at a time: on a thread of its
+own, or, where there are no threads, however the `Appender` does it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 APPEND_BLOCKS_MAX: Final = 64
 """Blocks in one append. At half a mebibyte each this bounds what one sync writes to 32 MiB."""
+
+SWITCH_INTERVAL_S: Final = 0.000_1
+"""How long the appending thread asks for the interpreter before the event loop must hand it over:
+less than a turn of the applier. Every time that the loop lets go of it for a moment, to look for
+events or to read from LMDB, the thread begins to wait anew; by default it waits 5 ms, which under
+load it then never does to the end, and an append that needs the interpreter five times takes tenths
+of a second (decision 0039)."""
 
 
 class Appender(Protocol):
@@ -81,7 +89,8 @@ class Committer:
 
     Args:
         log: where the blocks go.
-        take: seals what has gathered and hands over sealed blocks, oldest first, at most so many.
+        take: hands over sealed blocks, oldest first, at most so many, and seals before what has
+            gathered if a record that somebody waits for is in it, given the last such; 0 = none.
         on_durable: called after each append, before anybody who waits is let go.
         on_fatal: called with the error of an append; must end the process.
         appender: appends to the log; None = on a thread.
@@ -90,7 +99,7 @@ class Committer:
     def __init__(
         self,
         log: Log,
-        take: Callable[[int], list[BlockDraft]],
+        take: Callable[[int, int], list[BlockDraft]],
         on_durable: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
         appender: Appender | None = None,
@@ -132,7 +141,8 @@ class Committer:
     async def run(self) -> None:
         """Appends until `stop`; ends when everything taken is durable."""
         while True:
-            blocks = self._take(APPEND_BLOCKS_MAX)
+            last_wanted = self._waiting[-1][0] if self._waiting else 0
+            blocks = self._take(APPEND_BLOCKS_MAX, last_wanted)
             if not blocks:
                 if self._stopping:
                     return
@@ -151,7 +161,7 @@ class Committer:
             self._release()
 
     def stop(self) -> None:
-        """Makes `run` end after what has gathered is durable."""
+        """Makes `run` end after all sealed blocks are durable."""
         self._stopping = True
         self._work.set()
 

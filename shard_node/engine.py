@@ -157,7 +157,7 @@ class Engine:
         self._work.set()
         await applying
         checkpointing.cancel()  # one that is under way goes on, and ours comes after it
-        await self._checkpoints.take()
+        await self._checkpoints.take()  # which makes all that was recorded durable
         self.committer.stop()
         await committing
         self.committer.close()
@@ -471,8 +471,9 @@ class Engine:
             self.store.sealed.append(draft)
             self.committer.kick()
 
-    def _take(self, blocks_max: int) -> list[BlockDraft]:
-        self._seal()
+    def _take(self, blocks_max: int, last_wanted: int) -> list[BlockDraft]:
+        if last_wanted >= self.ledger.block.first_sequence:
+            self._seal()
         return list(islice(self.store.sealed, blocks_max))
 
     def _after_append(self) -> None:

@@ -23,6 +23,7 @@ class Site:
     log: HeldLog
     sealed: deque[BlockDraft] = field(default_factory=deque)
     durable_calls: list[int] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
     fatal: list[BaseException] = field(default_factory=list)
     committer: Committer = field(init=False)
     sequence: int = 0
@@ -30,7 +31,8 @@ class Site:
     def __post_init__(self) -> None:
         self.committer = Committer(self.log, self._take, self._on_durable, self.fatal.append)
 
-    def _take(self, blocks_max: int) -> list[BlockDraft]:
+    def _take(self, blocks_max: int, last_wanted: int) -> list[BlockDraft]:
+        self.wanted.append(last_wanted)
         return list(self.sealed)[:blocks_max]
 
     def _on_durable(self) -> None:
@@ -150,6 +152,21 @@ async def test_what_is_durable_already_is_not_waited_for() -> None:
         for sequence in (0, 1, 5):
             await it.committer.durable(sequence)
         assert it.committer.appends == 1
+
+
+async def test_it_takes_up_to_the_last_record_that_somebody_waits_for() -> None:
+    async with site() as it:
+        await settle()
+        assert set(it.wanted) == {0}
+        it.log.hold()
+        waiting = [it.wait_for(each) for each in (it.seal(), it.seal(3), it.seal())]
+        await it.log.begun(1)
+        it.committer.kick()
+        it.log.let_go()
+        await asyncio.gather(*waiting)
+        await settle()
+        assert max(it.wanted) == it.sequence
+        assert it.wanted[-1] == 0
 
 
 async def test_who_went_away_holds_nobody_up() -> None:

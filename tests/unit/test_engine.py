@@ -53,6 +53,26 @@ async def test_a_lone_command_gets_one_append() -> None:
             assert [draft.count for draft in it.log.appends[-1]] == [1]
 
 
+async def test_a_batch_that_fills_no_block_gets_one_append_however_many_turns_it_takes() -> None:
+    async with running() as it:
+        before = len(it.log.appends)
+        count = 5 * engine_module.TURN_TRANSFERS_MAX + 1
+        await it.execute(*(body(number, 1, 2) for number in range(1, count + 1)))
+        assert len(it.log.appends) == before + 1
+        assert [draft.count for draft in it.log.appends[-1]] == [count]
+
+
+async def test_what_somebody_waits_for_is_appended_though_a_long_batch_is_not_decided_yet() -> None:
+    async with running() as it:
+        before = len(it.log.appends)
+        alone = it.begin(body(1, 1, 2))
+        count = 20 * engine_module.TURN_TRANSFERS_MAX
+        batch = it.begin(*(body(number, 1, 2) for number in range(2, count + 2)))
+        await alone
+        await batch
+        assert sum(draft.count for draft in it.log.appends[before]) < count
+
+
 async def test_commands_that_come_during_an_append_share_the_next() -> None:
     async with running() as it:
         begun = await it.hold_log()
