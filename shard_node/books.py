@@ -4,10 +4,12 @@
 begins with the first entry of every UTC hour, and again after `PERIOD_ENTRIES_MAX` entries. A
 period knows the lifetime sums before it and the sums within it, so the totals up to any instant
 cost one look-up and a walk over at most one period's entries. The latest period also *is* the
-balance: lifetime in minus lifetime out. So the state has a row per period and none per balance.
+balance: lifetime in minus lifetime out.
 
-This room also fixes how accounts and periods are written as rows of the state: keys big-endian, so
-that a key's order is the order of (account, currency, start, first sequence); values little-endian.
+This room also fixes how they are written as rows of the state: an account, a balance (its current
+period, which changes with every entry) and a period that ended (which never changes again). Keys
+are big-endian, so that a key's order is the order of (account, currency, start, first sequence);
+values little-endian.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ ACCOUNT_KEY: Final = struct.Struct(">Q")
 _ACCOUNT_ROW: Final = struct.Struct("<2B4qQ")
 PERIOD_KEY: Final = struct.Struct(">QH2Q")
 PERIOD_OWNER_BYTES: Final = 10
-"""Of a period's key: account and currency."""
+"""Of a period's key: account and currency, which are the key of their balance's row."""
+BALANCE_KEY: Final = struct.Struct(">QH")
+_BALANCE_START_BYTES: Final = PERIOD_KEY.size - PERIOD_OWNER_BYTES
 _PERIOD_ROW: Final = struct.Struct("<13QqH")
 _PERIOD_START: Final = struct.Struct(">10xQ")
 _PERIOD_SUMS: Final = struct.Struct("<4Q16x4Q")
@@ -154,8 +158,11 @@ class Balance:
         )
 
     def row(self, account_id: int) -> tuple[bytes, bytes]:
-        """The row of the current period, which must have an entry; see `period_row`."""
-        return _pack_period(
+        """Its row: the current period, which must have an entry, under a key that stays the same.
+
+        The period's start, the end of `PERIOD_KEY`, goes before what a period's row has.
+        """
+        row = _pack_period(
             account_id,
             self.currency,
             self.start_us,
@@ -172,6 +179,7 @@ class Balance:
             self.last_time_us,
             self.last_log,
         )
+        return row[:PERIOD_OWNER_BYTES], row[PERIOD_OWNER_BYTES:]
 
     def post_incoming(
         self, amount_minor: int, balance_minor: int, sequence: int, time_us: int
@@ -290,7 +298,7 @@ class Account:
 
 
 def account_row(account: Account) -> tuple[bytes, bytes]:
-    """The key and value of an account's row; its balances are in its periods' rows."""
+    """The key and value of an account's row; its balances have rows of their own."""
     head = _ACCOUNT_ROW.pack(
         account.kind,
         account.status,
@@ -317,8 +325,8 @@ def read_account_row(key: bytes, value: bytes) -> Account:
 
 
 def period_row(account_id: int, currency: int, period: Period) -> tuple[bytes, bytes]:
-    """The key and value of a period's row."""
-    return _pack_period(
+    """The key and value of the row of a period that ended."""
+    row = _pack_period(
         account_id,
         currency,
         period.start_us,
@@ -335,6 +343,7 @@ def period_row(account_id: int, currency: int, period: Period) -> tuple[bytes, b
         period.last_time_us,
         period.last_log,
     )
+    return row[: PERIOD_KEY.size], row[PERIOD_KEY.size :]
 
 
 def _pack_period(
@@ -353,7 +362,7 @@ def _pack_period(
     last_sequence: int,
     last_time_us: int,
     last_log: int,
-) -> tuple[bytes, bytes]:
+) -> bytes:
     """Packs `PERIOD_KEY` and `_PERIOD_ROW`, word by word (see `records.write_transfer`)."""
     writer = BytesWriter()
     write_i64_be(writer, _signed(account_id))
@@ -373,8 +382,7 @@ def _pack_period(
     write_i64_le(writer, last_time_us)
     writer.append(last_log & 0xFF)
     writer.append(last_log >> 8)
-    row = writer.getvalue()
-    return row[: PERIOD_KEY.size], row[PERIOD_KEY.size :]
+    return writer.getvalue()
 
 
 def _write_wide(writer: BytesWriter, total: int) -> None:
@@ -413,6 +421,16 @@ def read_period_row(key: bytes, value: bytes) -> Period:
         outgoing | outgoing_high << 64,
         *counts_and_last,
     )
+
+
+def read_balance_row(key: bytes, value: bytes) -> tuple[int, Period]:
+    """A balance's currency and its current period, from its row. Raises: DamagedStateError."""
+    start, rest = value[:_BALANCE_START_BYTES], value[_BALANCE_START_BYTES:]
+    if len(key) != PERIOD_OWNER_BYTES or len(start) != _BALANCE_START_BYTES:
+        message = f"a key of {len(key)} bytes, a value of {len(value)}"
+        raise unreadable_row("balances", key, ValueError(message))
+    currency: int = BALANCE_KEY.unpack(key)[1]
+    return currency, read_period_row(key + start, rest)
 
 
 def period_start_us(key: bytes) -> int:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from shard_node.log import LmdbLog
+from shard_node.memory import Rows
 from shard_node.records import LogIdentity
 from shard_node.state import StateFile
 
@@ -49,7 +50,7 @@ class CheckpointReport:
     """What a committed checkpoint was.
 
     Attributes:
-        rows: rows of accounts and periods written.
+        rows: rows of accounts, balances and periods written.
         seconds: from the commit's being asked for to its being durable.
         state_bytes: the state's size after it.
     """
@@ -66,7 +67,7 @@ TAKE_ROWS: Final = 1_000
 class StateWriter(Protocol):
     """Takes a checkpoint's rows, then commits them all at once."""
 
-    async def put(self, accounts: list[Row], periods: list[Row]) -> None:
+    async def put(self, rows: Rows) -> None:
         """Some rows of the checkpoint that is being taken; waits while the writer is behind."""
         ...
 
@@ -92,8 +93,7 @@ class WritesCheckpoints(Protocol):
     def write_checkpoint(
         self,
         log: Log,
-        accounts: Iterable[Row],
-        periods: Iterable[Row],
+        rows: Rows,
         checkpoint: Checkpoint,
         transactions: Iterable[Change] = (),
         clearing: Iterable[Row] = (),
@@ -116,14 +116,13 @@ class LocalStateWriter:
     def __init__(self, file: WritesCheckpoints, log: Log) -> None:
         self._file = file
         self._log = log
-        self._accounts: list[Row] = []
-        self._periods: list[Row] = []
+        self._rows = Rows([], [], [])
         self._transactions: list[Change] = []
         self._clearing: list[Row] = []
 
-    async def put(self, accounts: list[Row], periods: list[Row]) -> None:
+    async def put(self, rows: Rows) -> None:
         """See `StateWriter`."""
-        self.add(accounts, periods)
+        self.add(rows)
 
     async def put_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
         """See `StateWriter`."""
@@ -136,10 +135,10 @@ class LocalStateWriter:
     async def close(self) -> None:
         """See `StateWriter`."""
 
-    def add(self, accounts: list[Row], periods: list[Row]) -> None:
+    def add(self, rows: Rows) -> None:
         """As `put`."""
-        self._accounts += accounts
-        self._periods += periods
+        for mine, more in zip(self._rows, rows, strict=True):
+            mine.extend(more)
 
     def add_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
         """As `put_crossing`."""
@@ -149,7 +148,7 @@ class LocalStateWriter:
     def add_rest(self, draft: Draft) -> None:
         """Puts all rows of a draft that were not taken yet."""
         while any(rows := draft.take(TAKE_ROWS)):
-            self.add(*rows)
+            self.add(rows)
         while changes := draft.take_transactions(TAKE_ROWS):
             self.add_crossing(changes, [])
         self.add_crossing([], draft.clearing)
@@ -157,18 +156,12 @@ class LocalStateWriter:
     def write(self, checkpoint: Checkpoint) -> CheckpointReport:
         """As `commit`."""
         started = time.monotonic()
-        rows = len(self._accounts) + len(self._periods)
+        rows, self._rows = self._rows, Rows([], [], [])
         self._log.refresh()
-        self._file.write_checkpoint(
-            self._log,
-            self._accounts,
-            self._periods,
-            checkpoint,
-            self._transactions,
-            self._clearing,
-        )
-        self._accounts, self._periods, self._transactions, self._clearing = [], [], [], []
-        return CheckpointReport(rows, time.monotonic() - started, self._file.used_bytes())
+        self._file.write_checkpoint(self._log, rows, checkpoint, self._transactions, self._clearing)
+        self._transactions, self._clearing = [], []
+        count = sum(map(len, rows))
+        return CheckpointReport(count, time.monotonic() - started, self._file.used_bytes())
 
 
 class ChildStateWriter:
@@ -206,13 +199,13 @@ class ChildStateWriter:
         )
         return cls(process)
 
-    async def put(self, accounts: list[Row], periods: list[Row]) -> None:
+    async def put(self, rows: Rows) -> None:
         """See `StateWriter`."""
-        await self._send(("rows", accounts, periods))
+        await self._send(rows)
 
     async def put_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
         """See `StateWriter`."""
-        await self._send(("crossing", transactions, clearing))
+        await self._send((transactions, clearing))
 
     async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
         """See `StateWriter`."""
@@ -255,10 +248,10 @@ def main(arguments: list[str]) -> None:
             file = StateFile(Path(data) / "state", int(map_bytes))
             log = LmdbLog(Path(data) / "log", identity, 0, 0, read_only=True)
             writer = LocalStateWriter(file, log)
-        if isinstance(message, tuple):
-            kind, first, second = message
-            add = writer.add if kind == "rows" else writer.add_crossing
-            add(first, second)
+        if isinstance(message, Rows):
+            writer.add(message)
+        elif isinstance(message, tuple):
+            writer.add_crossing(*message)
         else:
             report = writer.write(message)
             frame = pickle.dumps((report.rows, report.seconds, report.state_bytes))

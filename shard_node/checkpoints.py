@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shard_node.store import Store
 
 SLICE_ROWS: Final = 160
-"""Rows that a checkpoint takes in one turn, at most so many of accounts and of periods: 1 ms."""
+"""Rows that a checkpoint takes in one turn, at most so many of each kind: 1 ms."""
 
 SLICE_RELEASED: Final = 1_000
 """Items that memory lets go of in one turn after a checkpoint: 1 ms."""
@@ -107,7 +107,7 @@ class Checkpoints:
 
     async def _write(self, draft: Draft) -> None:
         while any(rows := draft.take(SLICE_ROWS)):
-            await self._writer.put(*rows)
+            await self._writer.put(rows)
             await asyncio.sleep(0)
         while some := draft.take_transactions(SLICE_ROWS):
             await self._writer.put_crossing(some, [])

@@ -26,7 +26,7 @@ class Limits:
     checkpoint_rows: int = 400_000
     queue_transfers_max: int = 65_536
     log_map_bytes: int = 256 * 1024**3
-    state_map_bytes: int = 64 * 1024**3
+    state_map_bytes: int = 128 * 1024**3
     disk_free_min_bytes: int = 512 * 1024**2
     scrub_bytes_per_s: int = 4 * 1024**2
     scrub_period_s: int = 3_600

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from shard_node.books import Account, Balance, account_row, period_row
 from shard_node.transactions import Changed, transaction_row
@@ -42,6 +42,20 @@ class LedgerStore(Protocol):
         ...
 
 
+class Rows(NamedTuple):
+    """Some rows of a checkpoint: each a key and a value.
+
+    Attributes:
+        accounts: of those whose attributes or status changed.
+        balances: of those with an entry more; the latest of a key is the one that counts.
+        periods: those that ended; none is written twice.
+    """
+
+    accounts: list[tuple[bytes, bytes]]
+    balances: list[tuple[bytes, bytes]]
+    periods: list[tuple[bytes, bytes]]
+
+
 class Draft:
     """A checkpoint being taken: the rows of everything that changed up to `sequence`.
 
@@ -63,23 +77,31 @@ class Draft:
         self.clearing: list[tuple[bytes, bytes]] = []
         self._waiting = waiting
         self._account_rows: list[tuple[bytes, bytes]] = []
+        self._balance_rows: list[tuple[bytes, bytes]] = []
         self._period_rows: list[tuple[bytes, bytes]] = []
         # Balances with closed periods: those yet to be taken, as (account, balance, from, to), and
         # how many are to be forgotten after the commit.
         self._to_take: list[tuple[int, Balance, int, int]] = []
         self._to_forget: list[tuple[Balance, int]] = []
 
-    def take(self, rows_max: int) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
-        """The next (account, period) rows, at most so many of each; none = all are taken."""
-        while len(self._account_rows) + len(self._period_rows) < rows_max:
+    def take(self, rows_max: int) -> Rows:
+        """The next rows, at most so many of each kind; none = all are taken."""
+        while (left := rows_max - self._taken()) > 0:
             if self._to_take:
-                self._take_closed(rows_max - len(self._account_rows) - len(self._period_rows))
+                self._take_closed(left)
             elif self._waiting:
                 # From the end: a dictionary is searched from its start through all that was taken.
                 self._take_account(self._waiting.popitem()[1])
             else:
                 break
-        return _cut(self._account_rows, rows_max), _cut(self._period_rows, rows_max)
+        return Rows(
+            _cut(self._account_rows, rows_max),
+            _cut(self._balance_rows, rows_max),
+            _cut(self._period_rows, rows_max),
+        )
+
+    def _taken(self) -> int:
+        return len(self._account_rows) + len(self._balance_rows) + len(self._period_rows)
 
     def take_transactions(self, rows_max: int) -> list[tuple[bytes, bytes | None]]:
         """The next rows of transactions, at most so many; none = all are taken."""
@@ -114,7 +136,7 @@ class Draft:
         for balance in account.balances.values():
             if not balance.first_sequence or balance.last_sequence < self.first_sequence:
                 continue
-            self._period_rows.append(balance.row(account.account_id))
+            self._balance_rows.append(balance.row(account.account_id))
             if balance.closed:
                 closed = len(balance.closed)
                 self._to_take.append((account.account_id, balance, 0, closed))

@@ -17,6 +17,7 @@ from shard_node.books import (
     Period,
     period_start_us,
     read_account_row,
+    read_balance_row,
     read_period_row,
     sums_after,
 )
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from shard_node.log import Log
+    from shard_node.memory import Rows
     from shard_node.state import Change, Checkpoint, HourEnd, Row, StateReader
 
 
@@ -35,6 +37,8 @@ class MemoryState:
     def __init__(self) -> None:
         self._accounts: dict[bytes, bytes] = {}
         self._account_ids: list[int] = []
+        self._balances: dict[bytes, bytes] = {}
+        self._balance_keys: list[bytes] = []
         self._periods: dict[bytes, bytes] = {}
         self._period_keys: list[bytes] = []
         self._keys: dict[bytes, int] = {}
@@ -45,8 +49,7 @@ class MemoryState:
     def write_checkpoint(
         self,
         log: Log,
-        accounts: Iterable[Row],
-        periods: Iterable[Row],
+        rows: Rows,
         checkpoint: Checkpoint,
         transactions: Iterable[Change] = (),
         clearing: Iterable[Row] = (),
@@ -58,11 +61,15 @@ class MemoryState:
             else:
                 self._transactions[key] = change
         self._clearing.update(clearing)
-        for key, value in accounts:
+        for key, value in rows.accounts:
             if key not in self._accounts:
                 insort(self._account_ids, ACCOUNT_KEY.unpack(key)[0])
             self._accounts[key] = value
-        for key, value in periods:
+        for key, value in rows.balances:
+            if key not in self._balances:
+                insort(self._balance_keys, key)
+            self._balances[key] = value
+        for key, value in rows.periods:
             if key not in self._periods:
                 insort(self._period_keys, key)
             self._periods[key] = value
@@ -79,11 +86,10 @@ class MemoryState:
         if key not in self._accounts:
             return None
         account = read_account_row(key, self._accounts[key])
-        start = bisect_left(self._period_keys, key)
-        stop = bisect_left(self._period_keys, ACCOUNT_KEY.pack(account_id + 1))
-        for row_key in self._period_keys[start:stop]:
-            currency = PERIOD_KEY.unpack(row_key)[1]
-            period = read_period_row(row_key, self._periods[row_key])
+        start = bisect_left(self._balance_keys, key)
+        stop = bisect_left(self._balance_keys, ACCOUNT_KEY.pack(account_id + 1))
+        for row_key in self._balance_keys[start:stop]:
+            currency, period = read_balance_row(row_key, self._balances[row_key])
             account.balances[currency] = Balance.from_period(currency, period)
         return account
 
@@ -145,7 +151,7 @@ class MemoryState:
 
     def used_bytes(self) -> int:
         """See `StateReader`."""
-        tables = (self._accounts, self._periods)
+        tables = (self._accounts, self._balances, self._periods)
         return sum(len(key) + len(value) for table in tables for key, value in table.items())
 
     def close(self) -> None:

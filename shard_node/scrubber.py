@@ -118,7 +118,7 @@ class LmdbFolder:
     def __init__(self, data: Path, log_map_bytes: int, state_map_bytes: int) -> None:
         self._log = lmdb.open(str(data / LOG), map_size=log_map_bytes, readonly=True)
         self._state = lmdb.open(
-            str(data / "state"), map_size=state_map_bytes, max_dbs=6, readonly=True
+            str(data / "state"), map_size=state_map_bytes, max_dbs=len(TABLES) + 1, readonly=True
         )
         with _told("state"):
             self._tables: dict[str, Any] = {

@@ -29,9 +29,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 from cluster.packed import BODY, KEY_BYTES
 from shard_node.books import (
     ACCOUNT_KEY,
+    BALANCE_KEY,
     PERIOD_KEY,
     PERIOD_OWNER_BYTES,
     read_account_row,
+    read_balance_row,
     read_period_row,
 )
 from shard_node.clearing import read_clearing_row
@@ -54,6 +56,7 @@ from shard_node.transactions import read_transaction_row
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shard_node.books import Period
     from shard_node.records import Block, BlockDraft, LogIdentity
 
 STEP_BYTES_MAX: Final = 256 * 1024
@@ -67,7 +70,7 @@ SHARE_MAX: Final = 0.1
 takes some 50 us in all, so a pass checks 2,000 of them a second."""
 
 LOG: Final = "log"
-TABLES: Final = ("accounts", "periods", "keys", "transactions", "clearing")
+TABLES: Final = ("accounts", "balances", "periods", "keys", "transactions", "clearing")
 PARTS: Final = (LOG, *TABLES)
 """What a pass reads, in this order."""
 
@@ -229,6 +232,8 @@ def check_row(view: View, part: str, key: bytes, value: bytes) -> None:
         body = open_row(key, value)
         if part == "accounts":
             read_account_row(key, body)
+        elif part == "balances":
+            read_balance_row(key, body)
         elif part == "periods":
             read_period_row(key, body)
         elif part == "transactions":
@@ -273,17 +278,31 @@ def _check_account(view: View, account_id: int, sequence: int) -> None:
 def _check_entry(
     view: View, account_id: int, currency: int, sequence: int, time_us: int, minor: int
 ) -> None:
-    bound = PERIOD_KEY.pack(account_id, currency, time_us, sequence)
-    row = view.up_to("periods", bound)
-    if row is not None and row[0][:PERIOD_OWNER_BYTES] == bound[:PERIOD_OWNER_BYTES]:
-        period = read_period_row(row[0], open_row(*row))
+    part, period = _period_of(view, account_id, currency, time_us, sequence)
+    if period is not None:
         if sequence < period.last_sequence:
             return
         if sequence == period.last_sequence and minor == period.closing_minor:
             return
-    raise damaged(
-        "periods", f"the row of periods for {bound.hex()} is not what record {sequence} says"
-    )
+    bound = PERIOD_KEY.pack(account_id, currency, time_us, sequence)
+    raise damaged(part, f"the row of {part} for {bound.hex()} is not what record {sequence} says")
+
+
+def _period_of(
+    view: View, account_id: int, currency: int, time_us: int, sequence: int
+) -> tuple[str, Period | None]:
+    """The period that an entry is in, and in which part that is: the current one, or a former."""
+    owner = BALANCE_KEY.pack(account_id, currency)
+    value = view.find("balances", owner)
+    if value is None:
+        return "balances", None
+    current = read_balance_row(owner, open_row(owner, value))[1]
+    if current[:2] <= (time_us, sequence):
+        return "balances", current
+    row = view.up_to("periods", PERIOD_KEY.pack(account_id, currency, time_us, sequence))
+    if row is None or row[0][:PERIOD_OWNER_BYTES] != owner:
+        return "periods", None
+    return "periods", read_period_row(row[0], open_row(*row))
 
 
 def damaged(part: str, message: str) -> DamagedLogError | DamagedStateError:

@@ -31,10 +31,14 @@ LOG_BYTES_PER_RECORD: Final = 2 * (RECORD_BYTES + METADATA_BYTES_MAX + HEADER_BY
 """A record with all the metadata it may have, in a block of its own that fills half its pages."""
 
 STATE_BYTES_PER_ROW: Final = 768
-"""What a row adds to the state: rows of two new periods and a key, in pages that are half full."""
+"""What a row adds to the state: rows of two periods or balances and a key, in pages that are half
+full."""
 
 PAGE_BYTES: Final = 4_096
 """A row may be alone on its page, and the page is copied before it is changed."""
+
+PAGES_PER_ROW: Final = 2
+"""What is counted as one row of an account may be two: its balance, and a period that ended."""
 
 COMMIT_BYTES: Final = 64 * 1024
 """What a commit takes whatever is in it: the way from the root, the list of free pages."""
@@ -143,7 +147,8 @@ class Space:
 
     def _state_growth(self, owed: Owed) -> int:
         """At most: new rows, and a copy of every page changed, once for each checkpoint."""
-        copied = min(self._state_bytes, owed.draft_rows * PAGE_BYTES) + min(
-            self._state_bytes, owed.rows * PAGE_BYTES
+        row_bytes = PAGES_PER_ROW * PAGE_BYTES
+        copied = min(self._state_bytes, owed.draft_rows * row_bytes) + min(
+            self._state_bytes, owed.rows * row_bytes
         )
         return COMMIT_BYTES + copied + (owed.draft_rows + owed.rows) * STATE_BYTES_PER_ROW

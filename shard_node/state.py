@@ -3,14 +3,17 @@
 Tables, each an index that could be rebuilt from the log alone (promise 7):
 
     accounts      account id                          → attributes, status     (`books`)
-    periods       account, currency, start, sequence  → prefix sums            (`books`)
+    balances      account, currency                   → its current period     (`books`)
+    periods       account, currency, start, sequence  → of those that ended    (`books`)
     keys          transfer id, source account         → the record's sequence
     transactions  transaction id                      → prepared, or decided   (`transactions`)
     clearing      other shard, currency               → position               (`clearing`)
     meta          `checkpoint`                        → up to where it is true (`Checkpoint`)
 
-Keys are ordered by `transfer_id` first, so that time-ordered ids append to the index. Rows
-but those of keys end with a CRC-32 of key and value; a row of keys needs none, since the record
+Keys are ordered by `transfer_id` first, so that time-ordered ids append to the index. Balances lie
+close together, whatever history they have, for a checkpoint rewrites those of all accounts that
+were busy; a period is written once. Rows but those of keys end with a CRC-32 of key and value; a
+row of keys needs none, since the record
 that it points to repeats the key.
 
 `StateReader` is what the node reads with; a reader sees one checkpoint until `refresh`.
@@ -40,6 +43,7 @@ from shard_node.books import (
     Period,
     period_start_us,
     read_account_row,
+    read_balance_row,
     read_period_row,
     sums_after,
 )
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shard_node.log import Log
+    from shard_node.memory import Rows
     from shard_node.records import LogIdentity
 
 P = ParamSpec("P")
@@ -67,7 +72,7 @@ HourEnd = tuple[int, tuple[int, int]]
 Change = tuple[bytes, bytes | None]
 """A row to be written, or (None) deleted."""
 
-TABLES: Final = ("accounts", "periods", "keys", "transactions", "clearing")
+TABLES: Final = ("accounts", "balances", "periods", "keys", "transactions", "clearing")
 """The tables that are fold(log); `meta` also tells when checkpoints were taken."""
 
 KEY_RANGE_FACTOR: Final = 4
@@ -76,9 +81,7 @@ many rows for each key; fresh time-ordered ids find an empty range at once."""
 
 _CHECKPOINT: Final = struct.Struct(f"<2H16s3Qq{HASH_BYTES}s")
 CHECKPOINT_KEY: Final = b"checkpoint"
-_FORMAT: Final = 1
-_CURRENCY_MAX: Final = 0xFFFF
-_UINT64_MAX: Final = 2**64 - 1
+_FORMAT: Final = 2
 
 
 def _tells_damage(read: Callable[P, R]) -> Callable[P, R]:
@@ -153,7 +156,10 @@ class Checkpoint:
             body
         )
         if format_ != _FORMAT:
-            raise DamagedStateError(f"the state is of format {format_}, not {_FORMAT}")
+            raise DamagedStateError(
+                f"the state is of format {format_}, not {_FORMAT}: where the folder `state` is"
+                " missing, a start makes it anew from the log"
+            )
         return cls(cluster_id, shard_id, block, digest, sequence, first, time_us)
 
 
@@ -180,17 +186,17 @@ class StateReader(Protocol):
     def period_before(
         self, account_id: int, currency: int, time_us: int, sequence: int
     ) -> Period | None:
-        """The last period whose (start, first sequence) is below (time, sequence), if any."""
+        """The last ended period whose (start, first sequence) is below (time, sequence), if any."""
         ...
 
     def periods(
         self, account_id: int, currency: int, time_us: int, sequence: int, count: int
     ) -> list[Period]:
-        """The next periods from (start, first sequence) = (time, sequence) on, at most so many."""
+        """The next ended periods from (start, first sequence) on, at most so many."""
         ...
 
     def hour_ends(self, account_id: int, currency: int, from_us: int, to_us: int) -> list[HourEnd]:
-        """The ends of all hours in which periods begin, looking at those with from ≤ start < to."""
+        """The ends of hours in which ended periods begin, of those with from ≤ start < to."""
         ...
 
     def account_ids(self, after: int, count: int) -> list[int]:
@@ -244,21 +250,18 @@ class LmdbState:
 
     @_tells_damage
     def load_account(self, account_id: int) -> Account | None:
-        """See `StateReader`. Two seeks, and two more for every currency."""
+        """See `StateReader`. Two seeks."""
         key = ACCOUNT_KEY.pack(account_id)
         accounts = self._cursor("accounts")
         if not accounts.set_key(key):
             return None
         account = read_account_row(key, open_row(key, accounts.value()))
-        currency = _CURRENCY_MAX + 1
-        periods = self._cursor("periods")
-        while currency > 0:
-            row = _row_before(periods, _period_bound(account_id, currency))
-            if row is None or not row[0].startswith(key):
-                break
-            currency = _period_of(row[0])[1]
-            period = read_period_row(row[0], open_row(*row))
+        balances = self._cursor("balances")
+        more = balances.set_range(key)
+        while more and (row := balances.item())[0].startswith(key):
+            currency, period = read_balance_row(row[0], open_row(*row))
             account.balances[currency] = Balance.from_period(currency, period)
+            more = balances.next()
         return account
 
     @_tells_damage
@@ -396,12 +399,15 @@ class StateFile:
         path.mkdir(parents=True, exist_ok=True)
         try:
             drop_from_page_cache(path / "data.mdb")
-            self.env: Any = lmdb.open(str(path), map_size=map_bytes, max_dbs=6, max_spare_txns=4)
+            self.env: Any = lmdb.open(
+                str(path), map_size=map_bytes, max_dbs=len(TABLES) + 1, max_spare_txns=4
+            )
             if missing := missing_bytes(self.env, path):
                 self.env.close()
                 raise DamagedStateError(f"the state's file is cut short by {missing} bytes")
             self.env.reader_check()
             self.accounts: Any = self.env.open_db(b"accounts")
+            self.balances: Any = self.env.open_db(b"balances")
             self.periods: Any = self.env.open_db(b"periods")
             self.keys: Any = self.env.open_db(b"keys")
             self.transactions: Any = self.env.open_db(b"transactions")
@@ -413,8 +419,7 @@ class StateFile:
     def write_checkpoint(
         self,
         log: Log,
-        accounts: Iterable[Row],
-        periods: Iterable[Row],
+        rows: Rows,
         checkpoint: Checkpoint,
         transactions: Iterable[Change] = (),
         clearing: Iterable[Row] = (),
@@ -427,12 +432,13 @@ class StateFile:
                     txn.delete(key, db=self.transactions)
                 else:
                     txn.put(key, seal_row(key, value), db=self.transactions)
-            for table, rows in (
-                (self.accounts, accounts),
-                (self.periods, periods),
+            for table, some in (
+                (self.accounts, rows.accounts),
+                (self.balances, rows.balances),
+                (self.periods, rows.periods),
                 (self.clearing, clearing),
             ):
-                sealed = sorted((key, seal_row(key, value)) for key, value in rows)
+                sealed = sorted((key, seal_row(key, value)) for key, value in some)
                 txn.cursor(db=table).putmulti(sealed)
             keys = keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence)
             keys.sort()
@@ -462,10 +468,3 @@ def _row_before(cursor: Any, bound: bytes) -> Row | None:
     """The last row with a key below `bound`."""
     more = cursor.prev() if cursor.set_range(bound) else cursor.last()
     return cursor.item() if more else None
-
-
-def _period_bound(account_id: int, currency: int) -> bytes:
-    """Above every period of the account in currencies below `currency`."""
-    if currency > _CURRENCY_MAX:
-        return PERIOD_KEY.pack(account_id, _CURRENCY_MAX, _UINT64_MAX, _UINT64_MAX)
-    return PERIOD_KEY.pack(account_id, currency, 0, 0)

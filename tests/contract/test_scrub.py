@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_node.books import Period, period_row, read_period_row
+from shard_node.books import Period, period_row, read_balance_row, read_period_row
 from shard_node.damage import DamagedStateError
 from shard_node.ledger import KIND_SYSTEM
 from shard_node.records import DamagedLogError
@@ -15,6 +15,7 @@ from shard_node.scrubbing import LOG, PARTS, SHARE_MAX, TABLES, Scrub, pause_s
 from shard_node.state import TABLES as STATE_TABLES
 from tests.support.engines import FLOOR_MINOR, IDENTITY, body
 from tests.support.folders import Folder, open_here, write_history
+from tests.support.rows import balance_row
 from tests.support.scrubs import (
     MemoryView,
     Parts,
@@ -56,7 +57,7 @@ def test_what_is_whole_is_read_to_its_end(parts: Parts, scrubs: Scrubs, rows_max
 
 
 @pytest.mark.parametrize("rows_max", [2, 1_000])
-@pytest.mark.parametrize("table", ["accounts", "periods", "keys"])
+@pytest.mark.parametrize("table", ["accounts", "balances", "periods", "keys"])
 def test_a_row_that_is_lost_is_missed(
     parts: Parts, scrubs: Scrubs, rng: random.Random, table: str, rows_max: int
 ) -> None:
@@ -66,7 +67,7 @@ def test_a_row_that_is_lost_is_missed(
         scrubs(parts, rows_max)
 
 
-@pytest.mark.parametrize("part", ["accounts", "periods", "keys", LOG])
+@pytest.mark.parametrize("part", ["accounts", "balances", "periods", "keys", LOG])
 def test_a_changed_byte_is_found_and_named(
     parts: Parts, scrubs: Scrubs, rng: random.Random, part: str
 ) -> None:
@@ -88,28 +89,37 @@ def test_a_block_that_is_lost_is_missed(parts: Parts, scrubs: Scrubs, rng: rando
 
 def test_an_earlier_row_that_was_true_once_is_found(parts: Parts, scrubs: Scrubs) -> None:
     """A lost write puts a page back: each row on it has its checksum, and is of yesterday."""
-    key, value = max(parts["periods"].items(), key=lambda row: _period(*row).last_sequence)
-    it = _period(key, value)
+    key, value = max(parts["balances"].items(), key=lambda row: _current(*row).last_sequence)
+    it = _current(key, value)
     older = it._replace(last_sequence=it.last_sequence - 1)
-    parts["periods"][key] = seal_row(key, period_row(1, 1, older)[1])
+    parts["balances"][key] = seal_row(key, balance_row(1, 1, older)[1])
     with pytest.raises(DamagedStateError, match="is not what record"):
         scrubs(parts, 1_000)
 
 
 def test_sums_that_the_log_does_not_have_are_found(parts: Parts, scrubs: Scrubs) -> None:
     key, value = next(iter(parts["periods"].items()))
-    it = _period(key, value)
+    it = read_period_row(key, open_row(key, value))
     richer = it._replace(incoming_before=it.incoming_before + 1)
     parts["periods"][key] = seal_row(key, period_row(1, 1, richer)[1])
     with pytest.raises(DamagedStateError, match=f"record {it.last_sequence} says"):
         scrubs(parts, 1_000)
 
 
-def _period(key: bytes, value: bytes) -> Period:
-    return read_period_row(key, open_row(key, value))
+def test_a_balance_that_the_log_does_not_have_is_found(parts: Parts, scrubs: Scrubs) -> None:
+    key, value = next(iter(parts["balances"].items()))
+    it = _current(key, value)
+    richer = it._replace(incoming_before=it.incoming_before + 1)
+    parts["balances"][key] = seal_row(key, balance_row(1, 1, richer)[1])
+    with pytest.raises(DamagedStateError, match=f"record {it.last_sequence} says"):
+        scrubs(parts, 1_000)
 
 
-@pytest.mark.parametrize("table", ["accounts", "periods", "keys"])
+def _current(key: bytes, value: bytes) -> Period:
+    return read_balance_row(key, open_row(key, value))[1]
+
+
+@pytest.mark.parametrize("table", ["accounts", "balances", "periods", "keys"])
 def test_a_row_that_no_block_tells_of_is_counted_or_points_nowhere(
     parts: Parts, table: str, rng: random.Random
 ) -> None:

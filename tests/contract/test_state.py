@@ -11,6 +11,7 @@ import pytest
 from shard_node.books import HOUR_US, Account, Period, account_row, period_row
 from shard_node.damage import DamagedStateError
 from shard_node.log import MemoryLog
+from shard_node.memory import Rows
 from shard_node.memory_state import MemoryState
 from shard_node.records import LogIdentity
 from shard_node.rows import open_row, seal_row
@@ -23,6 +24,7 @@ from shard_node.state import (
 )
 from tests.support.blocks import draft_of, epoch_draft
 from tests.support.engines import IDENTITY, SHARD, START_US
+from tests.support.rows import balance_row
 from tests.whole_cluster.disk import DiskState
 
 MAP_BYTES = 64 * 1024 * 1024
@@ -40,6 +42,7 @@ class Site:
     def write(
         self,
         accounts: list[Row] | None = None,
+        balances: list[Row] | None = None,
         periods: list[Row] | None = None,
         transfers: int = 1,
     ) -> Checkpoint:
@@ -47,7 +50,8 @@ class Site:
         first = self.log.last.draft.last_sequence + 1 if self.log.last else 1
         self.log.append([draft_of(first, [b""] * transfers)])
         checkpoint = Checkpoint.of(IDENTITY, self.log, first, first + transfers - 1)
-        self.file.write_checkpoint(self.log, accounts or [], periods or [], checkpoint)
+        rows = Rows(accounts or [], balances or [], periods or [])
+        self.file.write_checkpoint(self.log, rows, checkpoint)
         self.state.refresh()
         return checkpoint
 
@@ -128,10 +132,10 @@ def test_a_checkpoint_is_packed_and_unpacked() -> None:
 
 
 def test_later_rows_take_the_place_of_earlier_ones(site: Site) -> None:
-    site.write([account_row(account(5))], [period_row(5, 1, period(HOUR_0_US, 1))])
+    site.write([account_row(account(5))], [balance_row(5, 1, period(HOUR_0_US, 1))])
     changed = account(5, status=2, status_reason="asked to", status_time_us=9, changed_sequence=2)
     grown = period(HOUR_0_US, 1, incoming=7)
-    site.write([account_row(changed)], [period_row(5, 1, grown)])
+    site.write([account_row(changed)], [balance_row(5, 1, grown)])
     loaded = site.state.load_account(5)
     assert loaded is not None
     assert balances_of(loaded) == {1: grown}
@@ -149,20 +153,21 @@ def test_a_row_grows_and_shrinks(site: Site) -> None:
 # --- accounts -------------------------------------------------------------------------------------
 
 
-def test_an_account_comes_with_the_latest_period_of_each_currency(site: Site) -> None:
+def test_an_account_comes_with_its_balance_in_each_currency(site: Site) -> None:
     neighbours = (4, 6, 2**63 - 1)
     currencies = (1, 2, 255, 256, 65_535)
     rows = [account_row(account(each)) for each in (5, *neighbours)]
-    periods = [
-        period_row(
-            each, currency, period(HOUR_0_US + hour * HOUR_US, hour + 1, before=hour * currency)
-        )
-        for each in (5, *neighbours)
-        for currency in currencies
-        for hour in range(3)
-    ]
-    random.Random(1).shuffle(periods)
-    site.write(rows, periods)
+    balances, periods = [], []
+    for each in (5, *neighbours):
+        for currency in currencies:
+            first, second, third = (
+                period(HOUR_0_US + hour * HOUR_US, hour + 1, before=hour * currency)
+                for hour in range(3)
+            )
+            balances.append(balance_row(each, currency, third))
+            periods += [period_row(each, currency, second), period_row(each, currency, first)]
+    random.Random(1).shuffle(balances)
+    site.write(rows, balances, periods)
     for each in (5, *neighbours):
         assert balances_of(site.state.load_account(each)) == {
             currency: period(HOUR_0_US + 2 * HOUR_US, 3, before=2 * currency)
@@ -173,7 +178,7 @@ def test_an_account_comes_with_the_latest_period_of_each_currency(site: Site) ->
 def test_an_account_without_entries_has_no_balances(site: Site) -> None:
     site.write(
         [account_row(account(each)) for each in (1, 2, 3)],
-        [period_row(each, 1, period(HOUR_0_US, 1)) for each in (1, 3)],
+        [balance_row(each, 1, period(HOUR_0_US, 1)) for each in (1, 3)],
     )
     assert balances_of(site.state.load_account(2)) == {}
     assert site.state.load_account(4) is None
@@ -182,7 +187,7 @@ def test_an_account_without_entries_has_no_balances(site: Site) -> None:
 def test_sums_past_64_bits_are_kept(site: Site) -> None:
     huge = period(HOUR_0_US, 1, before=2**80, incoming=2**70)
     huge = huge._replace(outgoing_before=2**80, incoming_count_before=2**40)
-    site.write([account_row(account(1))], [period_row(1, 1, huge)])
+    site.write([account_row(account(1))], [balance_row(1, 1, huge)])
     assert balances_of(site.state.load_account(1)) == {1: huge}
 
 
@@ -248,7 +253,7 @@ def test_records_that_are_no_transfers_have_no_key(site: Site) -> None:
     site.log.append([epoch_draft(1)])
     site.log.append([draft_of(2, [b""])])
     checkpoint = Checkpoint.of(IDENTITY, site.log, 1, 2)
-    site.file.write_checkpoint(site.log, [], [], checkpoint)
+    site.file.write_checkpoint(site.log, Rows([], [], []), checkpoint)
     site.state.refresh()
     assert found(site, [1, 2]) == {2: 2}
     assert site.state.find_keys([bytes(24)]).get(bytes(24)) is None
@@ -256,7 +261,7 @@ def test_records_that_are_no_transfers_have_no_key(site: Site) -> None:
 
 def test_keys_of_blocks_after_the_checkpoint_are_not_taken(site: Site) -> None:
     site.log.append([draft_of(1, [b""]), draft_of(2, [b""])])
-    site.file.write_checkpoint(site.log, [], [], Checkpoint.of(IDENTITY, site.log, 1, 1))
+    site.file.write_checkpoint(site.log, Rows([], [], []), Checkpoint.of(IDENTITY, site.log, 1, 1))
     site.state.refresh()
     assert found(site, [1, 2]) == {1: 1}
 
@@ -282,7 +287,7 @@ def starting(start: tuple[int, int]) -> Period:
 def with_periods(site: Site) -> Site:
     mine = [period_row(5, 2, starting(start)) for start in STARTS]
     near = [period_row(*whose, period(*start)) for whose in NEAR for start in STARTS]
-    site.write([account_row(account(each)) for each in (4, 5, 6)], mine + near)
+    site.write([account_row(account(each)) for each in (4, 5, 6)], [], mine + near)
     return site
 
 
@@ -331,11 +336,11 @@ def test_periods_of_nobody(with_periods: Site) -> None:
 
 
 def test_a_snapshot_stays_at_its_checkpoint(site: Site) -> None:
-    first = site.write([account_row(account(1))], [period_row(1, 1, period(HOUR_0_US, 1))])
+    first = site.write([account_row(account(1))], [balance_row(1, 1, period(HOUR_0_US, 1))])
     with site.state.snapshot() as snapshot:
         assert snapshot.checkpoint == first  # from here on it must not move
         later = period(HOUR_0_US + HOUR_US, 2, before=1)
-        second = site.write([account_row(account(2))], [period_row(1, 1, later)])
+        second = site.write([account_row(account(2))], [balance_row(1, 1, later)])
         assert site.state.checkpoint == second
         assert balances_of(site.state.load_account(1)) == {1: later}
         assert snapshot.checkpoint == first
@@ -379,11 +384,12 @@ def test_a_reader_sees_one_checkpoint_until_it_is_refreshed(file: StateFile) -> 
 def test_a_damaged_row_is_found_when_it_is_read(file: StateFile, rng: random.Random) -> None:
     state = LmdbState(file)
     site = Site(state, file)
-    row, entry = account_row(account(1)), period_row(1, 1, period(HOUR_0_US, 1))
-    site.write([row], [entry])
+    row, balance = account_row(account(1)), balance_row(1, 1, period(HOUR_0_US + HOUR_US, 2))
+    entry = period_row(1, 1, period(HOUR_0_US, 1))
+    site.write([row], [balance], [entry])
     reads: list[tuple[Any, Row, Callable[[], object]]] = [
         (file.accounts, row, lambda: state.load_account(1)),
-        (file.periods, entry, lambda: state.load_account(1)),
+        (file.balances, balance, lambda: state.load_account(1)),
         (file.periods, entry, lambda: state.period_before(1, 1, 2**63 - 1, 0)),
         (file.periods, entry, lambda: state.periods(1, 1, 0, 0, 1)),
         (file.periods, entry, lambda: state.hour_ends(1, 1, 0, 2**63 - 1)),
@@ -408,9 +414,9 @@ def test_a_row_in_anothers_place_is_found(file: StateFile) -> None:
     """It is whole, with the checksum it was written with, and speaks of somebody else."""
     state = LmdbState(file)
     accounts = [account_row(account(each)) for each in (1, 2)]
-    periods = [period_row(each, 1, period(HOUR_0_US, each)) for each in (1, 2)]
-    Site(state, file).write(accounts, periods)
-    for table, (own, other) in ((file.accounts, accounts), (file.periods, periods)):
+    balances = [balance_row(each, 1, period(HOUR_0_US, each)) for each in (1, 2)]
+    Site(state, file).write(accounts, balances)
+    for table, (own, other) in ((file.accounts, accounts), (file.balances, balances)):
         _put(file, table, own[0], seal_row(*other))
         state.refresh()
         with pytest.raises(DamagedStateError, match=own[0].hex()):
@@ -445,7 +451,7 @@ def test_a_checkpoint_names_whose_it_is(file: StateFile) -> None:
     site.log = MemoryLog(LogIdentity(bytes(16), 9), 1)
     site.log.append([draft_of(1, [b""])])
     checkpoint = Checkpoint.of(LogIdentity(bytes(16), 9), site.log, 1, 1)
-    file.write_checkpoint(site.log, [], [], checkpoint)
+    file.write_checkpoint(site.log, Rows([], [], []), checkpoint)
     assert site.state.checkpoint == checkpoint
     assert (checkpoint.cluster_id, checkpoint.shard_id) == (bytes(16), 9)
     site.state.close()

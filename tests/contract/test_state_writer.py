@@ -18,8 +18,9 @@ from shard_node.checkpointer import (
     StateWriter,
 )
 from shard_node.log import LmdbLog
+from shard_node.memory import Rows
 from shard_node.startup import FolderInUseError, lock_folder
-from shard_node.state import Checkpoint, LmdbState, Row, StateFile
+from shard_node.state import Checkpoint, LmdbState, StateFile
 from tests.support.blocks import draft_of
 from tests.support.engines import IDENTITY, START_US
 
@@ -49,8 +50,9 @@ class Site:
         return Checkpoint.of(IDENTITY, self.log, first, self.log.last.draft.last_sequence)
 
 
-def rows(*account_ids: int) -> list[Row]:
-    return [account_row(Account(each, 1, 1, 0, 100, START_US)) for each in account_ids]
+def rows(*account_ids: int) -> Rows:
+    accounts = [account_row(Account(each, 1, 1, 0, 100, START_US)) for each in account_ids]
+    return Rows(accounts, [], [])
 
 
 @asynccontextmanager
@@ -77,9 +79,9 @@ async def site(kind: str, folder: Path) -> AsyncIterator[Site]:
 async def test_what_was_put_is_committed_at_once(kind: str, tmp_path: Path) -> None:
     async with site(kind, tmp_path) as it:
         it.append(transfers=3)
-        await it.writer.put(rows(2, 1), [])
-        await it.writer.put([], [])
-        await it.writer.put(rows(3), [])
+        await it.writer.put(rows(2, 1))
+        await it.writer.put(rows())
+        await it.writer.put(rows(3))
         checkpoint = it.checkpoint()
         it.state.refresh()
         assert it.state.account_ids(0, 9) == [], "nothing before the commit"
@@ -99,7 +101,7 @@ async def test_commits_follow_one_another(kind: str, tmp_path: Path) -> None:
     async with site(kind, tmp_path) as it:
         for count in range(1, 8):
             it.append(transfers=count)
-            await it.writer.put(rows(*range(count * 100, count * 100 + count)), [])
+            await it.writer.put(rows(*range(count * 100, count * 100 + count)))
             checkpoint = it.checkpoint()
             report = await it.writer.commit(checkpoint)
             it.state.refresh()
@@ -122,9 +124,9 @@ async def test_a_checkpoint_may_have_no_rows(kind: str, tmp_path: Path) -> None:
 async def test_what_was_put_and_not_committed_is_dropped(kind: str, tmp_path: Path) -> None:
     async with site(kind, tmp_path) as it:
         it.append()
-        await it.writer.put(rows(1), [])
+        await it.writer.put(rows(1))
         await it.writer.commit(it.checkpoint())
-        await it.writer.put(rows(2), [])
+        await it.writer.put(rows(2))
     async with site("local", tmp_path) as it:
         assert it.state.account_ids(0, 9) == [1]
 
@@ -132,7 +134,7 @@ async def test_what_was_put_and_not_committed_is_dropped(kind: str, tmp_path: Pa
 async def test_the_child_works_off_the_loop(tmp_path: Path) -> None:
     async with site("child", tmp_path) as it:
         it.append(transfers=2_000)
-        await it.writer.put(rows(*range(1, 20_000)), [])
+        await it.writer.put(rows(*range(1, 20_000)))
         commit = asyncio.ensure_future(it.writer.commit(it.checkpoint()))
         turns = 0
         while not commit.done():
@@ -148,19 +150,19 @@ async def test_a_child_that_died_is_never_taken_for_a_commit(when: str, tmp_path
         it.append()
         assert isinstance(it.writer, ChildStateWriter)
         if when == "after a commit":
-            await it.writer.put(rows(7), [])
+            await it.writer.put(rows(7))
             await it.writer.commit(it.checkpoint())
             it.append()
         checkpoint = it.checkpoint()
         if when == "after rows":
-            await it.writer.put(rows(*range(1, 300)), [])
+            await it.writer.put(rows(*range(1, 300)))
         process = it.writer._process
         process.kill()
         await process.wait()
 
         async def go_on() -> None:
             for _ in range(50):
-                await it.writer.put(rows(*range(1, 300)), [])
+                await it.writer.put(rows(*range(1, 300)))
             await it.writer.commit(checkpoint)
 
         with pytest.raises(CheckpointFailedError):

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from cluster.clock import ManualClock
+from shard_node.books import HOUR_US
 from tests.crash.opener import (
     CRASHED,
     FINE,
@@ -31,7 +33,7 @@ from tests.crash.opener import (
 from tests.crash.verdict import History
 from tests.crash.workload import STREAMS, execute, stream
 from tests.support.engines import abandon
-from tests.support.folders import open_here
+from tests.support.folders import open_here, opened_us
 from tests.support.ledgers import IDENTITY
 
 PAGE = 4_096
@@ -60,7 +62,9 @@ async def write_folder(folder: Path, seed: int, commands: int) -> Written:
     """Run an engine through the streams, with checkpoints, and leave it as a kill does."""
     written = Written(folder / "data", folder / "older", folder / "history")
     history = History(seed)
-    engine, fatal = open_here(written.data, epoch=history.next_epoch(), identity=IDENTITY)
+    epoch = history.next_epoch()
+    wall = ManualClock(opened_us(epoch) - HOUR_US)
+    engine, fatal = open_here(written.data, epoch=epoch, identity=IDENTITY, wall=wall)
     await engine.start(history.epoch)
     prepared: set[bytes] = set()
     streams = [stream(seed, history.epoch, each) for each in range(STREAMS + 1)]
@@ -71,6 +75,7 @@ async def write_folder(folder: Path, seed: int, commands: int) -> Written:
                 history.knowledge.hear(command, answer)
                 history.asked.append(command)
         if at == commands // 2:
+            wall.advance(HOUR_US)  # so that there are periods that ended
             shutil.copytree(written.data, written.older)
     assert not fatal
     await abandon(engine)

@@ -5,6 +5,7 @@ They are planted by name, in the process that is to be wrong: a driver or an ope
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +16,6 @@ from shard_node.records import HASH_BYTES, DamagedLogError
 from shard_node.state import Checkpoint
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
@@ -37,13 +37,15 @@ def _ignore_failed_syncs() -> None:
 
 
 def _acknowledge_before_sync() -> None:
-    """Whoever waits for durability is let go at once."""
+    """Whoever waits for durability is let go at once; the append is made all the same."""
+    real = committer.Committer.when_durable
 
     def when_durable(
         self: committer.Committer, sequence: int, future: asyncio.Future[None]
     ) -> None:
-        future.set_result(None)
-        self.kick()
+        real(self, sequence, asyncio.get_running_loop().create_future())
+        if not future.done():
+            future.set_result(None)
 
     committer.Committer.when_durable = when_durable  # type: ignore[method-assign]  # the mutation
 
@@ -78,7 +80,7 @@ def _checkpoint_ahead() -> None:
 
     async def write(self: checkpoints.Checkpoints, draft: Draft) -> None:
         while any(rows := draft.take(checkpoints.SLICE_ROWS)):
-            await self._writer.put(*rows)
+            await self._writer.put(rows)
         await self._writer.put_crossing(draft.take_transactions(1_000_000), draft.clearing)
         last = min(draft.sequence, self._committer.durable_sequence)
         name = Checkpoint.of(self._identity, self._store.log, draft.first_sequence, last)

@@ -13,6 +13,7 @@ from shard_node.books import (
     account_row,
     period_row,
     read_account_row,
+    read_balance_row,
     read_period_row,
 )
 from shard_node.checkpointer import LocalStateWriter
@@ -43,6 +44,7 @@ from tests.hostile.target import Target, join_parts, split_parts
 from tests.support.crossing import ANN, BOB, HERE, OTHER, THIRD, CrossingRig, Move, no, two_players
 from tests.support.ledgers import BANK, EPOCH, IDENTITY, tables
 from tests.support.naive_ledger import FROZEN, Ask
+from tests.support.rows import balance_row
 
 _FIRST = struct.Struct("<Q")
 
@@ -232,6 +234,12 @@ def _period(key: bytes, value: bytes) -> None:
     assert period_row(account_id, currency, period) == (key, value)
 
 
+def _balance(key: bytes, value: bytes) -> None:
+    currency, period = read_balance_row(key, value)
+    account_id = int.from_bytes(key[:8], "big")
+    assert balance_row(account_id, currency, period) == (key, value)
+
+
 def _transaction(_: bytes, value: bytes) -> None:
     read_transaction_row(value)
 
@@ -248,7 +256,7 @@ def _key(_: bytes, value: bytes) -> None:
     read_key_row(value)
 
 
-_ROWS = (_account, _period, _transaction, _position, _checkpoint, _key)
+_ROWS = (_account, _period, _transaction, _position, _checkpoint, _key, _balance)
 
 
 def row_seeds() -> list[bytes]:
@@ -263,6 +271,7 @@ def row_seeds() -> list[bytes]:
         for key, value in found[name].items()
         if isinstance(value, bytes)
     ]
+    seeds += [join_parts((b"\6", *row)) for row in rig.state._balances.items()]
     checkpoint = rig.state.checkpoint
     assert checkpoint is not None
     seeds.append(join_parts((b"\4", b"checkpoint", checkpoint.pack()[:-4])))

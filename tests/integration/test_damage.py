@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shard_node.books import period_row, read_account_row, read_period_row
+from shard_node.books import read_account_row, read_balance_row
 from shard_node.damage import DamagedStateError
 from shard_node.records import (
     HEADER_BYTES,
@@ -33,6 +33,7 @@ from tests.support.folders import (
     recovers,
     write_history,
 )
+from tests.support.rows import balance_row
 
 FLIPS = 40
 Damaged = (DamagedLogError, DamagedStateError)
@@ -240,7 +241,7 @@ def edit_table(folder: Folder, table: str) -> Iterator[Any]:
 # --- the state ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", ["accounts", "periods", "keys"])
+@pytest.mark.parametrize("table", ["accounts", "balances", "periods", "keys"])
 @pytest.mark.parametrize("how", ["flip", "drop", "add"])
 async def test_a_row_that_is_not_fold_of_the_log_is_found(
     folder: Folder, table: str, how: str, rng: random.Random
@@ -261,17 +262,16 @@ async def test_a_row_that_is_not_fold_of_the_log_is_found(
 
 async def test_a_row_with_a_valid_checksum_that_is_wrong_is_found(folder: Folder) -> None:
     """Somebody who knows the format gives an account more than it has."""
-    with edit_table(folder, "periods") as txn:
+    with edit_table(folder, "balances") as txn:
         cursor = txn.cursor()
         assert cursor.last()
         key, value = bytes(cursor.key()), bytes(cursor.value())
-        period = read_period_row(key, open_row(key, value))
+        currency, period = read_balance_row(key, open_row(key, value))
         richer = period._replace(incoming=period.incoming + 1)
-        account_id, currency = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:10], "big")
-        same_key, row = period_row(account_id, currency, richer)
+        same_key, row = balance_row(int.from_bytes(key[:8], "big"), currency, richer)
         assert same_key == key
         txn.put(key, seal_row(key, row))
-    with pytest.raises(DamagedStateError, match=f"periods with key {key.hex()}"):
+    with pytest.raises(DamagedStateError, match=f"balances with key {key.hex()}"):
         verify(folder)
 
 
@@ -280,12 +280,10 @@ async def test_a_tail_that_does_not_follow_from_the_state_is_refused(folder: Fol
     tail = folder.blocks[folder.checkpoint_block]
     source = int.from_bytes(tail.draft.records[16:24], "little")
     currency = int.from_bytes(tail.draft.records[56:58], "little")
-    prefix = source.to_bytes(8, "big") + currency.to_bytes(2, "big")
-    with edit_table(folder, "periods") as txn:
-        rows = [(bytes(k), bytes(v)) for k, v in txn.cursor() if bytes(k).startswith(prefix)]
-        key, value = rows[-1]
-        period = read_period_row(key, open_row(key, value))
-        _, row = period_row(source, currency, period._replace(incoming=period.incoming + 1))
+    key = source.to_bytes(8, "big") + currency.to_bytes(2, "big")
+    with edit_table(folder, "balances") as txn:
+        _, period = read_balance_row(key, open_row(key, bytes(txn.get(key))))
+        _, row = balance_row(source, currency, period._replace(incoming=period.incoming + 1))
         txn.put(key, seal_row(key, row))
     with pytest.raises(DamagedStateError, match=f"block {tail.number} does not follow"):
         recovers(folder.path)

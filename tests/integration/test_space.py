@@ -165,8 +165,8 @@ CASES: list[Case] = [
     ("empty", 0, 0, False),
     ("the log at 94 %", int(0.94 * 256 * G), 0, False),
     ("the log at 95 %", int(0.95 * 256 * G) + 1, 0, True),
-    ("the state at 94 %", 0, int(0.94 * 64 * G), False),
-    ("the state at 95 %", 0, int(0.95 * 64 * G) + 1, True),
+    ("the state at 94 %", 0, int(0.94 * 128 * G), False),
+    ("the state at 95 %", 0, int(0.95 * 128 * G) + 1, True),
 ]
 
 
@@ -174,7 +174,7 @@ CASES: list[Case] = [
 def test_maps_of_ordinary_size_are_used_up_to_the_part_named(
     case: str, log_bytes: int, state_bytes: int, *, exhausted: bool
 ) -> None:
-    space = _space(log_bytes, state_bytes, 256 * G, 64 * G)
+    space = _space(log_bytes, state_bytes, 256 * G, 128 * G)
     space.look()
     assert space.exhausted is exhausted
     default = Limits()

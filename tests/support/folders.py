@@ -11,13 +11,14 @@ import lmdb
 
 from cluster.clock import HybridClock, ManualClock
 from shard_node import startup
+from shard_node.books import HOUR_US
 from shard_node.checkpointer import LocalStateWriter
 from shard_node.engine import Engine
 from shard_node.ledger import KIND_SYSTEM
 from shard_node.limits import Limits
 from shard_node.log import LmdbLog
 from shard_node.records import Block, LogIdentity
-from shard_node.state import LmdbState, StateFile
+from shard_node.state import TABLES, LmdbState, StateFile
 from shard_node.store import Store
 from tests.support.engines import FLOOR_MINOR, IDENTITY, START_US, abandon, body
 
@@ -33,6 +34,7 @@ def open_here(
     epoch: int = 1,
     identity: LogIdentity = IDENTITY,
     on_fatal: Callable[[BaseException], None] | None = None,
+    wall: ManualClock | None = None,
 ) -> tuple[Engine, list[BaseException]]:
     """Recover a folder into an engine of this process, not started; and what is fatal to it."""
     log = LmdbLog(folder / "log", identity, epoch, limits.log_map_bytes)
@@ -51,7 +53,7 @@ def open_here(
         log.close()
         raise
     fatal: list[BaseException] = []
-    wall = ManualClock(START_US + epoch * 10**9)
+    wall = wall or ManualClock(opened_us(epoch))
     clock = HybridClock(wall, floor_us)
     on_fatal = on_fatal or fatal.append
     engine = Engine(identity, ledger, store, writer, wall, clock, limits, folder, on_fatal)
@@ -68,6 +70,11 @@ def recovers(
     engine, _ = open_here(folder, limits, epoch, identity)
     engine.store.state.close()
     engine.store.log.close()
+
+
+def opened_us(epoch: int) -> int:
+    """What the wall clock says when an epoch's engine is opened."""
+    return START_US + epoch * 10**9
 
 
 @dataclass
@@ -110,7 +117,7 @@ def _key(block: Block) -> bytes:
 @contextmanager
 def edit(environment: Path) -> Iterator[tuple[Any, Callable[[str], Any]]]:
     """Open an LMDB environment from outside; the second opens one of its tables."""
-    env = lmdb.open(str(environment), map_size=64 * MEBIBYTE, max_dbs=4)
+    env = lmdb.open(str(environment), map_size=64 * MEBIBYTE, max_dbs=len(TABLES) + 1)
     try:
         yield env, lambda table: env.open_db(table.encode(), create=False)
     finally:
@@ -133,14 +140,20 @@ def flip_in_file(path: Path, value: bytes, at: int, mask: int) -> int:
 async def write_history(
     folder: Path, rng: random.Random, *, accounts: int = 20, calls: int = 30, tail: int = 8
 ) -> Folder:
-    """Open accounts and play transfers, checkpoint, play a tail that only the log has."""
-    engine, fatal = open_here(folder)
+    """Open accounts and play transfers, checkpoint, play a tail that only the log has.
+
+    An hour passes halfway to the checkpoint, so there are periods that ended.
+    """
+    wall = ManualClock(opened_us(1) - HOUR_US)
+    engine, fatal = open_here(folder, wall=wall)
     await engine.start(1)
     await engine.open_accounts(
         [(each, KIND_SYSTEM, FLOOR_MINOR, 0) for each in range(1, accounts + 1)]
     )
     number = 0
     for call in range(calls + tail):
+        if call == calls // 2:
+            wall.advance(HOUR_US)
         bodies, metadata = [], b""
         for _ in range(rng.choice((1, 2, 30))):
             number += 1

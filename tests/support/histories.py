@@ -87,8 +87,14 @@ def grown_world(rng: random.Random, *, released: bool) -> World:
     rig.seal()
     assert rig.store.sealed
     balance = rig.account(HOT).balances[1]
-    (stored,) = rig.state.periods(HOT, 1, balance.closed[0].start_us, 0, 1)
-    assert (stored == balance.closed[0]) != released
+    first = balance.closed[0]
+    assert rig.state.periods(HOT, 1, first.start_us, 0, 1) == ([] if released else [first])
+    stored = rig.state.load_account(HOT)
+    assert stored
+    current = stored.balances[1].current()
+    assert current
+    assert current not in balance.closed
+    assert current[:2] in [each[:2] for each in balance.closed]
     return world
 
 

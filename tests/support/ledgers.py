@@ -17,11 +17,12 @@ from shard_node.checkpointer import LocalStateWriter
 from shard_node.ledger import OpenStatus, StatusChange
 from shard_node.limits import Limits
 from shard_node.log import Log, MemoryLog
+from shard_node.memory import Rows
 from shard_node.memory_state import MemoryState
 from shard_node.queries import AccountHistory
 from shard_node.records import LogIdentity, cluster_id_of
 from shard_node.startup import checkpoint_now, recover
-from shard_node.state import TABLES, Checkpoint, HourEnd, Row, StateReader
+from shard_node.state import TABLES, Checkpoint, HourEnd, StateReader
 from shard_node.store import Store
 from tests.support.naive_ledger import PLAYER, SYSTEM, Ask, Result
 
@@ -222,12 +223,12 @@ class Rig:
         """Takes a slice of the rows; False when there are no more."""
         assert self.draft is not None
         rows = self.draft.take(rows_max)
-        self.add_rows(*rows)
+        self.add_rows(rows)
         return any(rows)
 
-    def add_rows(self, accounts: list[Row], periods: list[Row]) -> None:
+    def add_rows(self, rows: Rows) -> None:
         """Gives rows that were taken to the writer."""
-        self._writer.add(accounts, periods)
+        self._writer.add(rows)
 
     def commit_checkpoint(self) -> None:
         """Takes what is left, and commits; nothing is released yet."""

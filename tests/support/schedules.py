@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.refusals import RefusalReason
-from shard_node.books import HOUR_US, account_row, read_account_row, read_period_row
+from shard_node.books import (
+    HOUR_US,
+    Period,
+    account_row,
+    read_account_row,
+    read_balance_row,
+    read_period_row,
+)
 from shard_node.rows import open_row
 from shard_node.state import TABLES, LmdbState, StateFile
 from shard_node.transactions import REMEMBERED_US, Decided, read_transaction_row
@@ -195,6 +202,7 @@ def go_on_with_checkpoint(rig: CrossingRig, rng: random.Random) -> None:
 def without_stamps(tables: Tables) -> dict[str, dict[object, object]]:
     """A state's rows with every time cut to its hour: what two plays must have alike."""
     accounts: dict[object, object] = {}
+    balances: dict[object, object] = {}
     periods: dict[object, object] = {}
     transactions: dict[object, object] = {}
     for key, value in tables["accounts"].items():
@@ -204,9 +212,9 @@ def without_stamps(tables: Tables) -> dict[str, dict[object, object]]:
         accounts[key] = account_row(account)
     for key, value in tables["periods"].items():
         period = read_period_row(key, _bytes(value))
-        start_us, last_us = _hour(period.start_us), _hour(period.last_time_us)
-        coarse = period._replace(start_us=start_us, last_time_us=last_us)
-        periods[key[:_ACCOUNT_AND_CURRENCY_BYTES], period.first_sequence] = coarse
+        periods[key[:_ACCOUNT_AND_CURRENCY_BYTES], period.first_sequence] = _coarse(period)
+    for key, value in tables["balances"].items():
+        balances[key] = _coarse(read_balance_row(key, _bytes(value))[1])
     for key, value in tables["transactions"].items():
         stored = read_transaction_row(_bytes(value))
         if isinstance(stored, Decided):
@@ -214,7 +222,18 @@ def without_stamps(tables: Tables) -> dict[str, dict[object, object]]:
         else:
             transactions[key] = replace(stored, since_us=0)
     rows: dict[str, dict[object, object]] = {table: dict(tables[table].items()) for table in TABLES}
-    return {**rows, "accounts": accounts, "periods": periods, "transactions": transactions}
+    changed = {
+        "accounts": accounts,
+        "balances": balances,
+        "periods": periods,
+        "transactions": transactions,
+    }
+    return {**rows, **changed}
+
+
+def _coarse(period: Period) -> Period:
+    start_us, last_us = _hour(period.start_us), _hour(period.last_time_us)
+    return period._replace(start_us=start_us, last_time_us=last_us)
 
 
 def _bytes(value: object) -> bytes:

@@ -71,7 +71,7 @@ def read_parts(data: Path) -> Parts:
     """All that a folder has."""
     parts: Parts = {}
     for file, tables in (("log", (LOG,)), ("state", STATE_TABLES)):
-        env = lmdb.open(str(data / file), map_size=64 * MEBIBYTE, max_dbs=6)
+        env = lmdb.open(str(data / file), map_size=64 * MEBIBYTE, max_dbs=len(STATE_TABLES))
         for each in tables:
             table = env.open_db(None if each == LOG else each.encode(), create=False)
             with env.begin(db=table) as txn:
@@ -84,7 +84,7 @@ def write_parts(parts: Parts, data: Path) -> None:
     """Make a folder of them."""
     for file, tables in (("log", (LOG,)), ("state", STATE_TABLES)):
         (data / file).mkdir(parents=True)
-        env = lmdb.open(str(data / file), map_size=64 * MEBIBYTE, max_dbs=6)
+        env = lmdb.open(str(data / file), map_size=64 * MEBIBYTE, max_dbs=len(STATE_TABLES))
         for each in tables:
             table = env.open_db(None if each == LOG else each.encode())
             with env.begin(db=table, write=True) as txn:

@@ -14,9 +14,12 @@ from shard_node.books import (
     account_row,
     period_row,
     read_account_row,
+    read_balance_row,
     read_period_row,
 )
+from shard_node.damage import DamagedStateError
 from tests.support.ledgers import START_US
+from tests.support.rows import balance_row
 
 U64_MAX, I64_MAX = 2**64 - 1, 2**63 - 1
 U128_MAX = 2**128 - 1
@@ -118,11 +121,11 @@ def test_a_balance_goes_on_from_its_latest_row() -> None:
     broken, rows = Balance(1, LOG), dict[bytes, bytes]()
     for sequence, (amount, time_us) in enumerate(zip(amounts, times, strict=True), 1):
         post(broken, amount, sequence, time_us)
-        rows.update(period_row(9, 1, each) for each in periods_of(broken))
-        key = max(rows)
-        broken = Balance.from_period(1, read_period_row(key, rows[key]))
+        rows.update(period_row(9, 1, each) for each in broken.closed)
+        broken = Balance.from_period(*read_balance_row(*broken.row(9)))
     assert broken.minor == straight.minor == list(accumulate(amounts))[-1]
-    assert [read_period_row(key, rows[key]) for key in sorted(rows)] == periods_of(straight)
+    ended = [read_period_row(key, rows[key]) for key in sorted(rows)]
+    assert [*ended, broken.current()] == periods_of(straight)
 
 
 EXTREMES = [
@@ -152,6 +155,21 @@ def test_a_periods_row_comes_back(period: Period, account_id: int, currency: int
             period.first_sequence.to_bytes(8, "big"),
         )
     )
+
+
+@pytest.mark.parametrize("period", EXTREMES, ids=range(len(EXTREMES)))
+@pytest.mark.parametrize("account_id", [1, I64_MAX, U64_MAX])
+@pytest.mark.parametrize("currency", [1, 65_535])
+def test_a_balances_row_comes_back(period: Period, account_id: int, currency: int) -> None:
+    key, value = balance_row(account_id, currency, period)
+    assert read_balance_row(key, value) == (currency, period)
+    assert key + value == b"".join(period_row(account_id, currency, period))
+    assert key == account_id.to_bytes(8, "big") + currency.to_bytes(2, "big")
+    for cut in (value[:-1], value[:15], b"", value + b"\0"):
+        with pytest.raises(DamagedStateError, match=key.hex()):
+            read_balance_row(key, cut)
+    with pytest.raises(DamagedStateError, match=key.hex()):
+        read_balance_row(key + b"\0", value)
 
 
 def test_keys_sort_by_account_currency_start_and_sequence(rng: random.Random) -> None:

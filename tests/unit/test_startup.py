@@ -14,6 +14,7 @@ from shard_node.checkpointer import LocalStateWriter
 from shard_node.damage import DamagedStateError
 from shard_node.limits import Limits
 from shard_node.log import MemoryLog
+from shard_node.memory import Rows
 from shard_node.memory_state import MemoryState
 from shard_node.records import Block, DamagedLogError, LogIdentity, cluster_id_of
 from shard_node.startup import recover
@@ -124,7 +125,7 @@ def test_a_record_that_does_not_go_on_from_the_state_is_the_states_damage() -> N
     rig, forgetful = written(), MemoryState()
     assert rig.state.checkpoint
     accounts = [account_row(rig.account(each)) for each in (BANK, 10)]
-    forgetful.write_checkpoint(rig.log, accounts, [], rig.state.checkpoint)
+    forgetful.write_checkpoint(rig.log, Rows(accounts, [], []), rig.state.checkpoint)
     with pytest.raises(DamagedStateError, match=r"block 5 does not follow .*: record \d+ cannot"):
         start(forgetful, rig.log)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shard_node.checkpointer import CheckpointFailedError, CheckpointReport
 from shard_node.log import BlockName, _metadata
+from shard_node.memory import Rows
 from shard_node.memory_state import MemoryState
 from shard_node.records import (
     GENESIS_HASH,
@@ -332,8 +333,7 @@ class _Delta:
     """A checkpoint as it is written."""
 
     log: Log
-    accounts: list[Row]
-    periods: list[Row]
+    rows: Rows
     checkpoint: Checkpoint
     transactions: list[Change]
     clearing: list[Row]
@@ -356,27 +356,20 @@ class DiskState(MemoryState):
         committed, self.committed = self.committed, []
         for each in committed:
             self.write_checkpoint(
-                each.log,
-                each.accounts,
-                each.periods,
-                each.checkpoint,
-                each.transactions,
-                each.clearing,
+                each.log, each.rows, each.checkpoint, each.transactions, each.clearing
             )
 
     def write_checkpoint(
         self,
         log: Log,
-        accounts: Iterable[Row],
-        periods: Iterable[Row],
+        rows: Rows,
         checkpoint: Checkpoint,
         transactions: Iterable[Change] = (),
         clearing: Iterable[Row] = (),
     ) -> None:
         """See `StateFile`."""
-        accounts, periods = list(accounts), list(periods)
-        self._rows += len(accounts) + len(periods)
-        super().write_checkpoint(log, accounts, periods, checkpoint, transactions, clearing)
+        self._rows += sum(map(len, rows))
+        super().write_checkpoint(log, rows, checkpoint, transactions, clearing)
 
     @contextmanager
     def snapshot(self) -> Iterator[StateReader]:
@@ -397,15 +390,14 @@ class DiskWriter:
     def __init__(self, disk: Disk, log: Log) -> None:
         self._disk = disk
         self._log = log
-        self._accounts: list[Row] = []
-        self._periods: list[Row] = []
+        self._rows = Rows([], [], [])
         self._transactions: list[Change] = []
         self._clearing: list[Row] = []
 
-    async def put(self, accounts: list[Row], periods: list[Row]) -> None:
+    async def put(self, rows: Rows) -> None:
         """See `StateWriter`."""
-        self._accounts += accounts
-        self._periods += periods
+        for mine, more in zip(self._rows, rows, strict=True):
+            mine.extend(more)
 
     async def put_crossing(self, transactions: list[Change], clearing: list[Row]) -> None:
         """See `StateWriter`."""
@@ -414,17 +406,10 @@ class DiskWriter:
 
     async def commit(self, checkpoint: Checkpoint) -> CheckpointReport:
         """See `StateWriter`."""
-        delta = _Delta(
-            self._log,
-            self._accounts,
-            self._periods,
-            checkpoint,
-            self._transactions,
-            self._clearing,
-        )
-        self._accounts, self._periods, self._transactions, self._clearing = [], [], [], []
+        delta = _Delta(self._log, self._rows, checkpoint, self._transactions, self._clearing)
+        self._rows, self._transactions, self._clearing = Rows([], [], []), [], []
         await self._disk.commit(delta)
-        return CheckpointReport(len(delta.accounts) + len(delta.periods), 0.0, 0)
+        return CheckpointReport(sum(map(len, delta.rows)), 0.0, 0)
 
     async def close(self) -> None:
         """See `StateWriter`."""

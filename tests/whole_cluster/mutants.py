@@ -103,8 +103,8 @@ def _miss_a_dirty_row() -> AbstractContextManager[None]:
     right = Draft.take
 
     def take(self: Draft, accounts_max: int) -> Any:
-        accounts, periods = right(self, accounts_max)
-        return accounts, periods[1:]
+        rows = right(self, accounts_max)
+        return rows._replace(balances=rows.balances[1:])
 
     return _instead(Draft, "take", take)
 
