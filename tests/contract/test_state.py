@@ -16,6 +16,7 @@ from shard_node.memory_state import MemoryState
 from shard_node.records import LogIdentity
 from shard_node.rows import open_row, seal_row
 from shard_node.state import (
+    CHECKPOINT_KEY,
     KEY_RANGE_FACTOR,
     Checkpoint,
     LmdbState,
@@ -129,6 +130,13 @@ def test_a_checkpoint_is_packed_and_unpacked() -> None:
     for at in range(len(packed)):
         with pytest.raises(DamagedStateError):
             Checkpoint.unpack(packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :])
+
+
+def test_a_state_of_an_older_format_is_refused_and_the_way_out_is_told() -> None:
+    checkpoint = Checkpoint(bytes(16), 1, 1, bytes(32), 1, 1, START_US)
+    body = open_row(CHECKPOINT_KEY, checkpoint.pack())
+    with pytest.raises(DamagedStateError, match="of format 1, not 2: where the folder `state` is"):
+        Checkpoint.unpack(seal_row(CHECKPOINT_KEY, b"\1\0" + body[2:]))
 
 
 def test_later_rows_take_the_place_of_earlier_ones(site: Site) -> None:

@@ -10,7 +10,7 @@ the tests, and fails the run.
   replaced by another, in a copy of the whole source tree in which the rig then runs. A piece that
   the source does not have any more, or has twice, fails the run: no mutant can rot unnoticed. Rigs
   that plant mistakes of their own (simulations whose parts are exchanged) are listed as well.
-- `ledger`, `durability`, `crossing`, `serving`: the mutants, by what they break.
+- `ledger`, `durability`, `crossing`, `serving`, `streams`: the mutants, by what they break.
 - `registry`: all tables of mutants, these and those of other rigs.
 - `running`: copies, processes, verdicts. `python -m tests.mutants` runs them all.
 """

@@ -217,6 +217,26 @@ MEMORY_AND_STATE: Final = (
         ),
     ),
     planted(
+        "an account comes with its first currency alone",
+        Promise.AGGREGATES,
+        found_by("contract/test_state.py::test_an_account_comes_with_its_balance_in_each_currency"),
+        Edit(
+            "shard_node/state.py",
+            "            more = balances.next()\n        return account\n",
+            "            more = False\n        return account\n",
+        ),
+    ),
+    planted(
+        "a scrub looks for what is current among what has ended",
+        Promise.TAMPER_EVIDENCE,
+        found_by("contract/test_scrub.py::test_what_is_whole_is_read_to_its_end", quick=False),
+        Edit(
+            "shard_node/scrubbing.py",
+            "    if current[:2] <= (time_us, sequence):\n",
+            "    if current[:2] < (time_us, sequence):\n",
+        ),
+    ),
+    planted(
         "an account leaves memory before the state has it",
         Promise.AGGREGATES,
         found_by(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tests.mutants import crossing, durability, ledger, serving
+from tests.mutants import crossing, durability, ledger, serving, streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,6 +21,7 @@ TABLES: Final[Mapping[str, Iterable[Mutant]]] = {
     "durability": durability.MUTANTS,
     "crossing": crossing.MUTANTS,
     "serving": serving.MUTANTS,
+    "streams": streams.MUTANTS,
 }
 """By where they are written down."""
 

@@ -186,10 +186,11 @@ async def test_a_caller_that_is_lost_ends_its_handlers() -> None:
             await asyncio.Event().wait()
 
         at.wallet.before = hang
-        call = asyncio.ensure_future(at.ask(1))
+        call = asyncio.ensure_future(at.ask(1, timeout_s=None))  # no deadline ends the handler
         await at.wallet.until(lambda: at.wallet.began == [1])
         await at.inner.close()
-        await at.wallet.until(lambda: at.wallet.cancelled == [1])
+        async with asyncio.timeout(AMPLE_S):
+            await at.wallet.until(lambda: at.wallet.cancelled == [1])
         assert (await failed(call)).indefinite
         assert not at.errors
 
