@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 
     Attributes:
         accounts: of those whose attributes or status changed.
-        balances: of those with an entry more; the latest of a key is the one that counts.
+        balances: of those with new entries; each once in a checkpoint.
         periods: those that ended; none is written twice.
     """
 

@@ -211,7 +211,7 @@ class AccountHistory:
         found: list[Period] = []
         if at == 0:
             stored = self._state.periods(self.account_id, self.currency, time_us, sequence, count)
-            # What memory has also of these is the later version.
+            # Until memory lets go of what a checkpoint wrote, both have it.
             earliest = self._earliest
             found = [each for each in stored if earliest is None or each < earliest[:2]]
         found += self._closed[at : at + count - len(found)]
@@ -221,7 +221,7 @@ class AccountHistory:
 
     @property
     def _earliest(self) -> Period | None:
-        """The first period that memory has: from there on it has all, and the later version."""
+        """The first period that memory has: from there on it has all."""
         return self._closed[0] if self._closed else self._current
 
     def _hour_ends(self, first_hour_us: int, to_us: int) -> dict[int, tuple[int, int]]:

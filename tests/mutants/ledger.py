@@ -330,16 +330,6 @@ SUMS: Final = (
             "    end = min(request.to_us + 1, _END_OF_TIME_US), 0\n",
         ),
     ),
-    planted(
-        "what memory and state both have of a period is told twice",
-        Promise.AGGREGATES,
-        found_by("unit/test_statements.py::test_a_statement_is_every_entry_in_order"),
-        Edit(
-            QUERIES,
-            "or each < earliest[:2]]",
-            "or each[:2] <= earliest[:2]]",
-        ),
-    ),
 )
 """What is added up, and what is answered from it."""
 
