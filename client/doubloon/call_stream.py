@@ -13,14 +13,14 @@ of methods that are named, since their answers are, and with a peer that has no 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import grpc
 
-from doubloon.faults import FAULT_METADATA_KEY
+from doubloon.faults import FAULT_METADATA_KEY, hides_status
 from doubloon.v1 import call_service_pb2 as pb
 from doubloon.v1 import types_pb2
 from doubloon.v1.call_service_pb2_grpc import CallServiceStub
@@ -29,7 +29,10 @@ STREAMED_BYTES_MAX: Final = 16 * 1024
 """A request above this has a call of its own: to some 250 transfers that costs little."""
 MESSAGE_BYTES_MAX: Final = 256 * 1024
 """Requests in one message of the stream: some tenth of a millisecond to copy."""
+PROBE_TIMEOUT_S: Final = 1.0
+"""How long a peer may take to say whether it has the service, where gRPC has lost its word."""
 
+STREAM_CALLS: Final = "/doubloon.v1.CallService/StreamCalls"
 Metadata = Iterable[tuple[str, str]]
 _NO_METADATA: Final = grpc.aio.Metadata()
 _STATUS: Final = {
@@ -54,11 +57,17 @@ class _Sending:
 
 
 class _Stream:
-    """One stream to the peer, good until its first failure. It lives on one event loop."""
+    """One stream to the peer, good until its first failure. It lives on one event loop.
 
-    def __init__(self, call: Any) -> None:
+    Args:
+        call: the stream.
+        probe: how the peer ends a stream on which nothing is asked.
+    """
+
+    def __init__(self, call: Any, probe: Callable[[], Awaitable[grpc.StatusCode]]) -> None:
         self.is_open = True
         self._call = call
+        self._probe = probe
         self._last_id = 0
         self._queue: deque[_Sending] = deque()
         self._pending: dict[int, _Sending] = {}
@@ -140,17 +149,24 @@ class _Stream:
         """Hand out answers until the stream ends; then fail what has none."""
         status, details = grpc.StatusCode.UNAVAILABLE, "the stream ended early"
         begun: int | None = None
+        is_answered = False
         try:
             while begun is None:
                 message = await self._call.read()
                 if not isinstance(message, pb.StreamCallsResponse):
                     break
+                is_answered = True
                 for answer in message.answers:
                     self._take(answer)
                 if message.stopping:
                     begun = message.last_call_id
         except grpc.aio.AioRpcError as error:
             status, details = error.code(), error.details() or error.code().name
+            if hides_status(error):
+                self.is_open = False
+                status, details = grpc.StatusCode.UNAVAILABLE, "the stream broke under a write"
+                if not is_answered and await self._probe() is grpc.StatusCode.UNIMPLEMENTED:
+                    status = grpc.StatusCode.UNIMPLEMENTED
         finally:
             self._fail(status, details, begun)
             self._call.cancel()  # has no effect when it ended
@@ -268,8 +284,17 @@ class StreamedChannel(grpc.aio.Channel):
         if self._closed:
             raise _not_begun()
         if self._stream is None or not self._stream.is_open:
-            self._stream = _Stream(self._stub.StreamCalls())
+            self._stream = _Stream(self._stub.StreamCalls(), self._probe)
         return self._stream
+
+    async def _probe(self) -> grpc.StatusCode:
+        # Sent and half closed in one step, so that no write can hide the status.
+        method: Any = self._inner.unary_stream(
+            STREAM_CALLS, request_serializer=pb.StreamCallsRequest.SerializeToString
+        )
+        call = method(pb.StreamCallsRequest(), timeout=PROBE_TIMEOUT_S)
+        status: grpc.StatusCode = await call.code()
+        return status
 
 
 def _expire(sending: _Sending) -> None:

@@ -189,7 +189,7 @@ def fault_from_message(message: types_pb2.Fault) -> Fault:
 
 def error_from_rpc(error: grpc.aio.AioRpcError) -> FaultError:
     """Read a failed call: our detail in the trailing metadata, else what the status alone says."""
-    status = error.code()
+    status = grpc.StatusCode.UNAVAILABLE if hides_status(error) else error.code()
     detail = _detail(error)
     if detail is None:
         # Without our detail the answer came from gRPC itself. It refuses before a handler runs
@@ -200,6 +200,16 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> FaultError:
     else:
         fault = fault_from_message(detail)
     return _error_class(status, fault)(fault)
+
+
+def hides_status(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a stream's true status was lost: gRPC writes its own over it.
+
+    It does so when a write meets the end of the stream, however that came (grpc/grpc#36066).
+    """
+    return (
+        error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
+    )
 
 
 def _detail(error: grpc.aio.AioRpcError) -> types_pb2.Fault | None:

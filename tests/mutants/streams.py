@@ -56,6 +56,16 @@ MUTANTS: Final = (
         ),
     ),
     planted(
+        "a peer without call streams is lost when a write meets the end of one",
+        Promise.CONTRACT,
+        found_by(f"{OF_STREAMS}::test_a_peer_without_the_service_gets_calls_of_their_own"),
+        Edit(
+            CALLER,
+            "                if not is_answered and await",
+            "                if is_answered and await",
+        ),
+    ),
+    planted(
         "what a stopping server never began is left open",
         Promise.CONTRACT,
         found_by(f"{OF_BOUNDS}::test_a_stop_says_which_calls_never_began"),

@@ -1,6 +1,7 @@
 """Many unary calls on one stream: the SDK's half and the servers', against each other over gRPC."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -17,7 +18,16 @@ from doubloon.v1.wallet_service_pb2_grpc import (
     WalletServiceStub,
     add_WalletServiceServicer_to_server,
 )
-from tests.support.call_streams import AMPLE_S, GET_ACCOUNT, SERVICE, Wallet, at_once, failed, site
+from tests.support.call_streams import (
+    AMPLE_S,
+    GET_ACCOUNT,
+    SERVICE,
+    StatusLost,
+    Wallet,
+    at_once,
+    failed,
+    site,
+)
 
 
 async def test_answers_find_their_callers_whatever_their_order() -> None:
@@ -163,13 +173,16 @@ async def test_what_is_large_or_named_has_a_call_of_its_own() -> None:
         assert at.is_streamed() == [False, True, False]
 
 
-async def test_a_peer_without_the_service_gets_calls_of_their_own() -> None:
+@pytest.mark.parametrize("wrapped", [lambda inner: inner, StatusLost])
+async def test_a_peer_without_the_service_gets_calls_of_their_own(
+    wrapped: Callable[[grpc.aio.Channel], Any],
+) -> None:
     server = grpc.aio.server()
     servicer = Wallet()  # type: ignore[abstract] # what it lacks is not called
     add_WalletServiceServicer_to_server(servicer, server)
     port = rpc.bind(server, "127.0.0.1:0")
     await server.start()
-    async with StreamedChannel(rpc.channel(f"127.0.0.1:{port}")) as channel:
+    async with StreamedChannel(wrapped(rpc.channel(f"127.0.0.1:{port}"))) as channel:
         stub: Any = WalletServiceStub(channel)
         requests = [wallet.GetAccountRequest(account_id=number) for number in (1, 2, 3)]
         asked = [stub.GetAccount(request, timeout=AMPLE_S) for request in requests]
@@ -208,6 +221,25 @@ async def test_a_server_that_dies_leaves_open_what_it_was_asked() -> None:
         for call in calls:
             fault = await failed(call)
             assert fault.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+            assert fault.indefinite
+
+
+async def test_a_status_that_grpc_has_lost_is_that_of_a_broken_connection() -> None:
+    async with site() as at:
+
+        async def hang(_: int, __: object) -> None:
+            await asyncio.Event().wait()
+
+        at.wallet.before = hang
+        channel: Any = StatusLost(at.inner)
+        async with StreamedChannel(channel) as streamed:
+            stub: Any = WalletServiceStub(streamed)
+            request = wallet.GetAccountRequest(account_id=1)
+            call = asyncio.ensure_future(stub.GetAccount(request, timeout=AMPLE_S))
+            await at.wallet.until(lambda: at.wallet.began == [1])
+            await at.server.grpc_server.stop(None)
+            fault = await failed(call)
+            assert fault.code is grpc.StatusCode.UNAVAILABLE  # so that another router is asked
             assert fault.indefinite
 
 

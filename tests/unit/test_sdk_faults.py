@@ -82,6 +82,15 @@ def test_a_status_finer_than_its_code_gives_the_finer_class() -> None:
     assert type(error) is doubloon.AlreadyExists
 
 
+def test_a_status_that_grpc_has_lost_is_that_of_a_broken_connection() -> None:
+    lost = grpc.aio.AioRpcError(
+        S.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "Internal error from Core"
+    )
+    error = faults.error_from_rpc(lost)
+    assert type(error) is doubloon.Unavailable
+    assert error.fault.code is doubloon.FaultCode.UNAVAILABLE
+
+
 def test_a_detail_that_is_not_ours_is_ignored() -> None:
     error = faults.error_from_rpc(rpc_error(S.UNAVAILABLE, ("doubloon-fault-bin", b"\xff\xff")))
     assert type(error) is doubloon.Unavailable

@@ -1,5 +1,6 @@
 """The tests' own helpers: what they promise to every other test."""
 
+import asyncio
 import os
 import random
 import signal
@@ -26,6 +27,9 @@ def test_a_process_is_found_after_its_parent_is_gone() -> None:
         assert orphan not in support.processes_of_run(f"not-{run}")
     finally:
         os.kill(orphan, signal.SIGKILL)
+        # Nobody here can wait for it: it is not our child, and a signal is no death yet.
+        gone = support.eventually(lambda: orphan not in support.processes_of_run(run), "its end")
+        asyncio.run(gone)
 
 
 async def test_eventually_returns_once_it_holds() -> None:
