@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from librt.strings import read_i32_le, read_i64_le
+from mypy_extensions import mypyc_attr
 
 from cluster.packed import (
     AMOUNT_AT,
@@ -52,8 +53,10 @@ _FROZEN: Final = (RefusalReason.SOURCE_FROZEN, RefusalReason.DESTINATION_FROZEN)
 
 # Of the values below a transaction makes a dozen. A frozen dataclass sets its fields one by one
 # through `object`, which takes longer than all the checks; so they have initialisers of their own.
+# Acyclic: see `transactions`.
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Member:
     """One transfer of a group or transaction. Never changed.
@@ -78,6 +81,7 @@ class Member:
         self.metadata = metadata
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Leg:
     """One account's side of a member. Never changed.
@@ -115,6 +119,7 @@ class Leg:
         return self.amount_minor if self.incoming else -self.amount_minor
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Reservation:
     """What must stay free in a balance for legs to be posted later, minor units.
@@ -140,6 +145,7 @@ class Reservation:
         self.account = None
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Verdict:
     """What a check found; fine when there is neither a refusal nor busyness. Never changed.

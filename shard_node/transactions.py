@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from librt.strings import BytesWriter, read_i64_le, write_i64_le
+from mypy_extensions import mypyc_attr
 
 from cluster.packed import HEADER, KEY_BYTES, TRANSACTION_ID_BYTES
 from shard_node.damage import DamagedStateError, unreadable_row
@@ -58,9 +59,11 @@ Row = tuple[bytes, bytes | None]
 """A state row; None deletes it."""
 
 
-# Initialisers of their own: see `legs`. None of these values is ever changed.
+# Initialisers of their own: see `legs`. None of these values is ever changed. Acyclic: a garbage
+# collector that looked at tens of thousands in doubt took a sixteenth of a shard's time.
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Header:
     """A transaction, as every message about it names it.
@@ -123,6 +126,7 @@ class Header:
         write_i64_le(writer, self.home | self.members_count << 16)
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Request:
     """A transaction as a message brings it. Never changed.
@@ -143,6 +147,7 @@ class Request:
         self.metadata = metadata
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Prepared:
     """A transaction prepared here.
@@ -187,6 +192,7 @@ class Prepared:
         self.reservations = reservations
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Decided:
     """A transaction committed here.
