@@ -160,11 +160,12 @@ class _Stream:
             message = await self._context.read()
             if message is grpc.aio.EOF:
                 return
+            read_s = asyncio.get_running_loop().time()
             for count, call in enumerate(message.calls):
                 while self._is_full():
                     self._room.clear()
                     await self._room.wait()
-                self._begin(call)
+                self._begin(call, read_s)
                 if count % TURN_CALLS_MAX == TURN_CALLS_MAX - 1:
                     await asyncio.sleep(0)
 
@@ -172,7 +173,7 @@ class _Stream:
         count = len(self._calls) + len(self._answers)
         return count >= CALLS_PER_STREAM_MAX or self._bytes >= STREAM_BYTES_MAX
 
-    def _begin(self, call: pb.Call) -> None:
+    def _begin(self, call: pb.Call, read_s: float) -> None:
         if call.call_id <= self._last_id:
             raise Fault(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -181,7 +182,10 @@ class _Stream:
             )
         self._last_id = call.call_id
         is_admitted = self._servicer.calls < self._servicer.calls_max
-        task = asyncio.get_running_loop().create_task(self._serve(call, is_admitted=is_admitted))
+        # Counted from when it came: it may have waited for room since.
+        deadline_s = read_s + call.timeout_us / 1e6 if call.timeout_us else None
+        serving = self._serve(call, deadline_s, is_admitted=is_admitted)
+        task = asyncio.get_running_loop().create_task(serving)
         self._calls[task] = len(call.request)
         self._bytes += len(call.request)
         self._servicer.calls += 1
@@ -192,11 +196,11 @@ class _Stream:
         self._servicer.calls -= 1
         self._room.set()
 
-    async def _serve(self, call: pb.Call, *, is_admitted: bool) -> None:
+    async def _serve(self, call: pb.Call, deadline_s: float | None, *, is_admitted: bool) -> None:
         """Run one call's handler, and send its answer together with others that are ready."""
         answer = pb.CallAnswer(call_id=call.call_id)
         try:
-            response = await self._response_to(call, is_admitted=is_admitted)
+            response = await self._response_to(call, deadline_s, is_admitted=is_admitted)
             check_length(response)
             answer.response = response
         except Exception as error:  # noqa: BLE001 - every call is answered
@@ -206,7 +210,9 @@ class _Stream:
         if not self._writing:
             await self._write()
 
-    async def _response_to(self, call: pb.Call, *, is_admitted: bool) -> bytes:
+    async def _response_to(
+        self, call: pb.Call, deadline_s: float | None, *, is_admitted: bool
+    ) -> bytes:
         if not is_admitted:
             raise Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are in progress")
         method = self._servicer.find(call.method)
@@ -218,16 +224,19 @@ class _Stream:
             raise Fault(
                 grpc.StatusCode.INVALID_ARGUMENT, f"is not a request of {call.method}", "request"
             ) from error
-        if not call.timeout_us:
-            return method.serialize(await method.handle(request, CallContext(call, None)))
+        context = CallContext(call, deadline_s)
+        if deadline_s is None:
+            return method.serialize(await method.handle(request, context))
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + call.timeout_us / 1e6
+        if deadline_s <= loop.time():
+            message = "it came before the call was begun"
+            raise Fault(grpc.StatusCode.DEADLINE_EXCEEDED, message, indefinite=False)
         task = asyncio.current_task()
         assert task is not None, "a call is served by a task of its own"
         # As gRPC does: nobody waits for it any more.
         timer = loop.call_at(deadline_s, task.cancel)
         try:
-            return method.serialize(await method.handle(request, CallContext(call, deadline_s)))
+            return method.serialize(await method.handle(request, context))
         finally:
             timer.cancel()
 

@@ -29,6 +29,9 @@ STREAMED_BYTES_MAX: Final = 16 * 1024
 """A request above this has a call of its own: to some 250 transfers that costs little."""
 MESSAGE_BYTES_MAX: Final = 256 * 1024
 """Requests in one message of the stream: some tenth of a millisecond to copy."""
+CALLS_IN_FLIGHT_MAX: Final = 1_024
+"""Calls of one stream that are sent and not answered, as many as gRPC has on one connection. What
+waits here is given up at its deadline and never sent; what waits at the peer would be begun."""
 PROBE_TIMEOUT_S: Final = 1.0
 """How long a peer may take to say whether it has the service, where gRPC has lost its word."""
 
@@ -71,6 +74,7 @@ class _Stream:
         self._last_id = 0
         self._queue: deque[_Sending] = deque()
         self._pending: dict[int, _Sending] = {}
+        self._in_flight: set[int] = set()
         self._idle = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._reader = loop.create_task(self._read())
@@ -89,15 +93,14 @@ class _Stream:
         sending = _Sending(message, deadline_s, loop.create_future())
         self._pending[message.call_id] = sending
         self._queue.append(sending)
-        if self._writer is None:
-            self._writer = loop.create_task(self._write())
+        self._go_on()
         # A timer of our own costs a fifth of what `asyncio.timeout_at` does.
-        timer = None if deadline_s is None else loop.call_at(deadline_s, _expire, sending)
+        timer = None if deadline_s is None else loop.call_at(deadline_s, self._expire, sending)
         try:
             return await sending.answer
         finally:
-            if timer is not None:
-                timer.cancel()
+            if timer is not None and not sending.answer.cancelled():
+                timer.cancel()  # else the peer is still at it
             del self._pending[message.call_id]
             if not self._pending:
                 self._idle.set()
@@ -118,10 +121,15 @@ class _Stream:
         self._call.cancel()
         await asyncio.wait([self._reader])
 
+    def _go_on(self) -> None:
+        """Write what is queued, if that is not being done."""
+        if self._writer is None and self._queue and len(self._in_flight) < CALLS_IN_FLIGHT_MAX:
+            self._writer = asyncio.get_running_loop().create_task(self._write())
+
     async def _write(self) -> None:
-        """Write what is queued, also what comes meanwhile."""
+        """Write what is queued, also what comes meanwhile, as far as it may be in flight."""
         try:
-            while self._queue:
+            while self._queue and len(self._in_flight) < CALLS_IN_FLIGHT_MAX:
                 message = self._next_message()
                 if message.calls:
                     await self._call.write(message)
@@ -133,14 +141,15 @@ class _Stream:
     def _next_message(self) -> pb.StreamCallsRequest:
         message = pb.StreamCallsRequest()
         now_s = asyncio.get_running_loop().time()
-        size = 0
-        while self._queue and size < MESSAGE_BYTES_MAX:
+        size, in_flight = 0, self._in_flight
+        while self._queue and size < MESSAGE_BYTES_MAX and len(in_flight) < CALLS_IN_FLIGHT_MAX:
             sending = self._queue.popleft()
             if sending.answer.done():  # its caller has gone already, or it is too late
                 continue
             if sending.deadline_s is not None:
                 sending.message.timeout_us = max(1, int((sending.deadline_s - now_s) * 1e6))
             sending.handed_over = True
+            in_flight.add(sending.message.call_id)
             message.calls.append(sending.message)
             size += len(sending.message.request)
         return message
@@ -172,6 +181,7 @@ class _Stream:
             self._call.cancel()  # has no effect when it ended
 
     def _take(self, answer: pb.CallAnswer) -> None:
+        self._landed(answer.call_id)
         sending = self._pending.get(answer.call_id)
         if sending is None or sending.answer.done():
             return  # its caller has gone
@@ -179,6 +189,23 @@ class _Stream:
             sending.answer.set_result(answer.response)
         else:
             sending.answer.set_exception(_fault_error(answer.fault))
+
+    def _expire(self, sending: _Sending) -> None:
+        """Its deadline is over, here and, about now, at the peer."""
+        self._landed(sending.message.call_id)
+        if sending.answer.done():
+            return
+        if sending.handed_over:
+            error = _error(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer in time")
+        else:
+            message = "the deadline came before it was sent"
+            error = _definite(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+        sending.answer.set_exception(error)
+
+    def _landed(self, call_id: int) -> None:
+        self._in_flight.discard(call_id)
+        if self.is_open:
+            self._go_on()
 
     def _fail(self, status: grpc.StatusCode, details: str, begun: int | None = None) -> None:
         """Fail every call without an answer: definite where it is known that it did not begin."""
@@ -295,16 +322,6 @@ class StreamedChannel(grpc.aio.Channel):
         call = method(pb.StreamCallsRequest(), timeout=PROBE_TIMEOUT_S)
         status: grpc.StatusCode = await call.code()
         return status
-
-
-def _expire(sending: _Sending) -> None:
-    if sending.answer.done():
-        return
-    if sending.handed_over:
-        error = _error(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer in time")
-    else:
-        error = _definite(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline came before it was sent")
-    sending.answer.set_exception(error)
 
 
 def _not_begun() -> grpc.aio.AioRpcError:

@@ -66,6 +66,40 @@ MUTANTS: Final = (
         ),
     ),
     planted(
+        "any number of calls is sent on a stream, to wait at the peer",
+        Promise.BOUNDED,
+        found_by(
+            f"{OF_BOUNDS}::test_what_waits_for_others_is_given_up_at_its_deadline_and_never_sent",
+        ),
+        Edit(
+            CALLER,
+            "            in_flight.add(sending.message.call_id)\n",
+            "",
+        ),
+    ),
+    planted(
+        "a call that waited at a server begins after its deadline",
+        Promise.BOUNDED,
+        found_by(f"{OF_BOUNDS}::test_what_waits_at_a_server_is_not_begun_after_its_deadline"),
+        Edit(
+            SERVER,
+            "        if deadline_s <= loop.time():\n",
+            "        if deadline_s <= 0:\n",
+        ),
+    ),
+    planted(
+        "a call whose caller has gone is in flight for ever",
+        Promise.BOUNDED,
+        found_by(
+            f"{OF_BOUNDS}::test_a_caller_that_has_gone_takes_up_room_until_its_deadline",
+        ),
+        Edit(
+            CALLER,
+            "if timer is not None and not sending.answer.cancelled():",
+            "if timer is not None:",
+        ),
+    ),
+    planted(
         "what a stopping server never began is left open",
         Promise.CONTRACT,
         found_by(f"{OF_BOUNDS}::test_a_stop_says_which_calls_never_began"),

@@ -1,6 +1,8 @@
 """What bounds a stream of calls, and what becomes of its calls when a server stops."""
 
 import asyncio
+import random
+from typing import Any
 
 import grpc
 import pytest
@@ -12,6 +14,10 @@ from doubloon import call_stream
 from doubloon.call_stream import STREAMED_BYTES_MAX
 from doubloon.v1 import call_service_pb2 as pb
 from tests.support.call_streams import AMPLE_S, failed, fault_of, site, until_asked_to_stop
+from tests.support.stream_wire import Host, WireChannel
+from tests.support.virtual_time import pass_time, virtual_time
+
+HANG = "/test/Hang"
 
 
 async def test_a_server_that_stops_answers_what_it_began() -> None:
@@ -163,3 +169,93 @@ async def test_a_caller_that_does_not_read_is_not_read_from(
 
 def test_small_enough_for_a_stream_is_small_beside_a_message() -> None:
     assert STREAMED_BYTES_MAX < call_stream.MESSAGE_BYTES_MAX < rpc.MESSAGE_BYTES_MAX
+
+
+class Hanging:
+    """A server whose handlers hang, on a wire; all calls that begin are counted."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.began = 0
+        self.gate = asyncio.Event()
+        methods = {HANG: UnaryMethod(bytes, self._hang, bytes)}
+        servicer = CallServicer(methods.get, lambda error, _: _as_fault(error), calls_max=100)
+        self.channel = WireChannel(Host(rng, servicer, hides_status=False), _no_own_call)
+
+    async def _hang(self, request: bytes, _: object) -> bytes:
+        self.began += 1
+        await self.gate.wait()
+        return request
+
+
+def _as_fault(error: Exception) -> Fault:
+    assert isinstance(error, Fault), error
+    return error
+
+
+async def _no_own_call(method: str, _: bytes, __: float | None) -> bytes:
+    raise AssertionError(f"{method} has a call of its own")
+
+
+@virtual_time
+async def test_what_waits_for_others_is_given_up_at_its_deadline_and_never_sent(
+    monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
+    monkeypatch.setattr(call_stream, "CALLS_IN_FLIGHT_MAX", 2)
+    server = Hanging(rng)
+    async with call_stream.StreamedChannel(server.channel.as_channel()) as channel:
+        call = channel.unary_unary(HANG)
+        first = [asyncio.ensure_future(call(b"x", timeout=None)) for _ in range(2)]
+        await pass_time(1.0)
+        fault = await failed(call(b"y", timeout=1.0))
+        assert fault.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert not fault.indefinite
+        last = asyncio.ensure_future(call(b"z", timeout=None))
+        await pass_time(1.0)
+        assert server.began == 2
+        server.gate.set()
+        assert await asyncio.gather(*first, last) == [b"x", b"x", b"z"]
+        assert server.began == 3
+
+
+@virtual_time
+async def test_a_caller_that_has_gone_takes_up_room_until_its_deadline(
+    monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
+    monkeypatch.setattr(call_stream, "CALLS_IN_FLIGHT_MAX", 1)
+    server = Hanging(rng)
+    async with call_stream.StreamedChannel(server.channel.as_channel()) as channel:
+        call = channel.unary_unary(HANG)
+        first = asyncio.ensure_future(call(b"x", timeout=2.0))
+        await pass_time(1.0)
+        first.cancel()
+        second = asyncio.ensure_future(call(b"y", timeout=None))
+        await pass_time(0.5)
+        assert server.began == 1
+        await pass_time(1.5)
+        assert server.began == 2
+        server.gate.set()
+        assert await second == b"y"
+
+
+@virtual_time
+async def test_what_waits_at_a_server_is_not_begun_after_its_deadline(
+    monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
+    monkeypatch.setattr(call_streams, "CALLS_PER_STREAM_MAX", 1)
+    server = Hanging(rng)
+    stream: Any = server.channel.stream_stream("")()
+    calls = [
+        pb.Call(call_id=1, method=HANG),
+        pb.Call(call_id=2, method=HANG, timeout_us=1_000_000),
+    ]
+    await stream.write(pb.StreamCallsRequest(calls=calls))
+    await pass_time(2.0)
+    server.gate.set()
+    assert [each.call_id for each in (await stream.read()).answers] == [1]
+    (answer,) = (await stream.read()).answers
+    fault = Fault.from_message(answer.fault)
+    assert fault.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not fault.indefinite
+    assert server.began == 1
+    stream.cancel()
+    await pass_time(1.0)

@@ -63,7 +63,9 @@ class Call(_message.Message):
     request: _builtins.bytes
     """The serialized request."""
     timeout_us: _builtins.int
-    """When it is given up, microseconds from now; 0 = never."""
+    """When it is given up, microseconds from when it comes; 0 = never. Then there is no answer, or a
+    definite DEADLINE_EXCEEDED when it was never begun.
+    """
     @_builtins.property
     def metadata(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallMetadata]:
         """What the method wants to be told beside its request."""
@@ -94,7 +96,7 @@ class StreamCallsRequest(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Call]:
-        """At least one."""
+        """None: it only asks whether there is such a service."""
 
     def __init__(
         self,
