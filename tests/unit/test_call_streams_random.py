@@ -1,6 +1,7 @@
 """Both halves of call streams under random faults, on virtual time: no call is told wrong."""
 
 import asyncio
+import os
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from doubloon.call_stream import StreamedChannel
 from tests.support.stream_wire import SLOW_S, Host, WireChannel, error_of
 from tests.support.virtual_time import VirtualTimeLoop
 
-WORLDS: Final = 60
+WORLDS: Final = int(os.environ.get("DOUBLOON_WORLDS", "60"))
 CALLS: Final = 60
 ECHO: Final = "/test/Echo"
 SPAN_S: Final = 0.5
