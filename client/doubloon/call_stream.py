@@ -198,8 +198,9 @@ class _Stream:
         if sending.handed_over:
             error = _error(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer in time")
         else:
+            # As of a peer that is away: asked again in time, it may be sent.
             message = "the deadline came before it was sent"
-            error = _definite(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+            error = _definite(grpc.StatusCode.UNAVAILABLE, message)
         sending.answer.set_exception(error)
 
     def _landed(self, call_id: int) -> None:
