@@ -384,8 +384,9 @@ async def test_on_three_shards_every_balance_is_again_the_banks(
         )
         await check_statements(bank)
         await check_hubs(bank)
-        again, _ = await replay(live.wallet, rows)
-        assert (again.repeats, again.sent, again.stopped) == (ROWS, ROWS, "")
+        some = rows[: ROWS // 4]
+        again, _ = await replay(live.wallet, some)
+        assert (again.repeats, again.sent, again.stopped) == (len(some), len(some), "")
         await check_statements(bank)
         assert (await live.admin.check_conservation()).balanced
         report = await live.admin.audit()

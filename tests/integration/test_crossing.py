@@ -39,7 +39,7 @@ SHARDS = (1, 2, 3)
 PLAYERS = 20
 WORKERS = 4
 BATCH = 100
-KILLS = 6
+KILLS = 4
 SETTLE_S = 20.0  # a deadline of five seconds, a sweep a second, and a slow machine
 
 
