@@ -18,7 +18,7 @@ import struct
 from typing import Final, NamedTuple
 
 from librt.strings import BytesWriter, write_i64_be, write_i64_le
-from mypy_extensions import mypyc_attr
+from mypy_extensions import i64, mypyc_attr
 
 from shard_node.damage import unreadable_row
 
@@ -238,12 +238,15 @@ class Account:
         changed_sequence: the record that last changed any of the above.
         balances: by currency number; only currencies with an entry.
         touched_epoch: the ledger's checkpoint epoch in which it last changed; 0 = as in the state.
+        taken_epoch: the latest of which a checkpoint has taken its rows; 0 = none.
+        cached: whether the ledger finds it in memory.
         pins: reservations that must not be lost; it stays in memory while there are any.
     """
 
     __slots__ = (
-        "_latest", "account_id", "balances", "cap_minor", "changed_sequence", "floor_minor", "kind",
-        "opened_us", "pins", "status", "status_reason", "status_time_us", "touched_epoch",
+        "_latest", "account_id", "balances", "cached", "cap_minor", "changed_sequence",
+        "floor_minor", "kind", "opened_us", "pins", "status", "status_reason", "status_time_us",
+        "taken_epoch", "touched_epoch",
     )  # fmt: skip
 
     def __init__(
@@ -252,7 +255,7 @@ class Account:
         kind: int,
         status: int,
         floor_minor: int,
-        cap_minor: int,
+        cap_minor: i64,  # mostly 2^63 − 1, which as an `int` would be an object
         opened_us: int,
         status_time_us: int = 0,
         status_reason: str = "",
@@ -265,6 +268,8 @@ class Account:
         self.floor_minor = floor_minor
         self.cap_minor = cap_minor
         self.account_id = account_id
+        self.taken_epoch = 0
+        self.cached = False
         self.balances: dict[int, Balance] = {}
         self.changed_sequence = changed_sequence
         self.pins = 0

@@ -128,7 +128,7 @@ class Groups:
         offset = self._block.add_to_heap(metadata) if metadata else 0
         effects = (RecordKind.TRANSFER, reason, offset, minor, 0, 0, 0, stamp_us, stamp_us, 0, 0)
         sequence = self._block.append(body, EFFECTS.pack(*effects))
-        self._memory.keys[body[:KEY_BYTES]] = sequence
+        self._memory.add_key(body[:KEY_BYTES], sequence)
         return stamp_us, minor
 
     def _record(
@@ -140,7 +140,7 @@ class Groups:
         size = len(members)
         effects = GROUP.pack(RecordKind.GROUP, reason, index, size, offset, minor, time_us)
         sequence = self._block.append(members[0].body, effects)
-        self._memory.keys[members[0].body[:KEY_BYTES]] = sequence
+        self._memory.add_key(members[0].body[:KEY_BYTES], sequence)
 
     def _answer_known(self, members: list[Member], sequence: int) -> bytes:
         known = read_recorded(self._reader, sequence, members[0].body[:KEY_BYTES])

@@ -71,6 +71,8 @@ from shard_node.replaying import (
 from shard_node.transactions import Decided, Transactions, read_transaction_row
 
 if TYPE_CHECKING:
+    from mypy_extensions import i64
+
     from shard_node.batch import Batch
     from shard_node.memory import Draft, LedgerStore
 
@@ -171,7 +173,7 @@ class Ledger:
         keys = [bodies[at : at + KEY_BYTES] for at in range(start, end, BODY_BYTES)]
         known = self._store.find_keys(keys)
         memory, results = self.memory, batch.results
-        recent, draft_keys, accounts = memory.keys, memory.draft_keys, memory.accounts
+        accounts = memory.accounts
         loads, at = 0, start
         for key in keys:
             if loads >= TURN_LOADS_MAX:
@@ -180,7 +182,7 @@ class Ledger:
             at += BODY_BYTES
             if length := body[METADATA_LENGTH_AT] | body[METADATA_LENGTH_AT + 1] << 8:
                 metadata = batch.next_metadata(length)
-            if earlier := recent.get(key) or draft_keys.get(key) or known.get(key):
+            if earlier := memory.find_recent(key) or known.get(key):
                 results.write(self._answer_known(body, metadata, earlier))
                 continue
             source_id, destination_id = (
@@ -218,8 +220,7 @@ class Ledger:
         if destination is None:
             return results.write(self._refuse(RefusalReason.DESTINATION_UNKNOWN, body, metadata))
         if source.status != STATUS_ACTIVE or destination.status != STATUS_ACTIVE:
-            reason = _status_refusal(source, destination)
-            return results.write(self._refuse(reason, body, metadata))
+            return results.write(self._refuse(_status_refusal(source, destination), body, metadata))
         block = self.block
         source_us = destination_us = block.stamp_us
         if import_us:
@@ -234,11 +235,12 @@ class Ledger:
         source_minor, destination_minor = paying.minor - amount, paid.minor + amount
         if source_minor < source.floor_minor:
             return results.write(self._refuse(RefusalReason.INSUFFICIENT_FUNDS, body, metadata))
-        if destination_minor > destination.cap_minor:
+        most_before: i64 = destination.cap_minor - read_i64_le(body, AMOUNT_AT)
+        if paid.minor > most_before:
             return results.write(self._refuse(RefusalReason.BALANCE_CAP_EXCEEDED, body, metadata))
         if (
             source_minor - paying.reserved_outgoing < source.floor_minor
-            or destination_minor + paid.reserved_incoming > destination.cap_minor
+            or paid.minor + paid.reserved_incoming > most_before
         ):
             return results.write(BUSY_RESULT)
 
@@ -261,7 +263,7 @@ class Ledger:
             paid.last_log,
         )
         sequence = block.next_sequence()
-        self.memory.keys[key] = sequence
+        self.memory.add_key(key, sequence)
         paying.post_outgoing(amount, source_minor, sequence, source_us)
         paid.post_incoming(amount, destination_minor, sequence, destination_us)
         self.counts.completed += 1
@@ -382,7 +384,7 @@ class Ledger:
                 self._apply_status(sequence, body, text)
             elif kind == RecordKind.GROUP:
                 check_group(sequence, record, block.heap)
-                self.memory.keys[body[:KEY_BYTES]] = sequence
+                self.memory.add_key(body[:KEY_BYTES], sequence)
             elif kind == RecordKind.EPOCH_BEGAN:
                 self.promised_us = max(self.promised_us, promise_of(sequence, body, block.time_us))
             else:

@@ -225,9 +225,10 @@ def check_legs(memory: Memory, legs: list[Leg], stamp_us: int) -> Verdict:
             place = leg.account_id, leg.currency
             course = courses[place] = courses.get(place, 0) + course
         if leg.incoming:
-            if balance.minor + course > account.cap_minor:
+            cap_minor: int = account.cap_minor  # no i64: what a group adds up to may pass 63 bits
+            if balance.minor + course > cap_minor:
                 refusals.append((RefusalReason.BALANCE_CAP_EXCEEDED, leg.index))
-            elif balance.minor + balance.reserved_incoming + course > account.cap_minor:
+            elif balance.minor + balance.reserved_incoming + course > cap_minor:
                 busy = True
         elif balance.minor + course < account.floor_minor:
             refusals.append((RefusalReason.INSUFFICIENT_FUNDS, leg.index))

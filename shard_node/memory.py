@@ -68,7 +68,7 @@ class Draft:
     """
 
     def __init__(
-        self, epoch: int, first_sequence: int, sequence: int, waiting: dict[int, Account]
+        self, epoch: int, first_sequence: int, sequence: int, waiting: list[Account]
     ) -> None:
         self.epoch = epoch
         self.first_sequence = first_sequence
@@ -90,8 +90,7 @@ class Draft:
             if self._to_take:
                 self._take_closed(left)
             elif self._waiting:
-                # From the end: a dictionary is searched from its start through all that was taken.
-                self._take_account(self._waiting.popitem()[1])
+                self._take_account(self._waiting.pop())
             else:
                 break
         return Rows(
@@ -115,7 +114,7 @@ class Draft:
         Closed periods will not; an import of a month leaves hundreds of them in an account, far too
         many for a turn in which many accounts change.
         """
-        if self._waiting.pop(account.account_id, None) is not None:
+        if account.touched_epoch == self.epoch:
             self._take_account(account)
 
     def forget_closed(self, periods_max: int) -> bool:
@@ -131,6 +130,10 @@ class Draft:
         return not self._to_forget
 
     def _take_account(self, account: Account) -> None:
+        """Takes the rows of one of its accounts, if that has not been done."""
+        if account.taken_epoch == self.epoch:
+            return
+        account.taken_epoch = self.epoch
         if account.changed_sequence >= self.first_sequence:
             self._account_rows.append(account_row(account))
         for balance in account.balances.values():
@@ -180,10 +183,12 @@ class Memory:
         self.accounts: dict[int, Account] = {}
         self.keys: dict[bytes, int] = {}
         self.draft_keys: dict[bytes, int] = {}
+        self._draft_newest = b""
+        self._newest = b""
         self.loads = self.legs = 0
         self._store = store
         self._accounts_max = accounts_max
-        self._touched: dict[int, Account] = {}
+        self._touched: list[Account] = []
         self._epoch = 1
         self._committed_epoch = 0
         self._draft: Draft | None = None
@@ -205,7 +210,7 @@ class Memory:
         account = self._store.load_account(account_id)
         if account is not None:
             self._make_room(2)  # more than one comes in, so the cache shrinks after a burst
-            self.accounts[account_id] = account
+            self._keep(account)
         return account
 
     def find_key(self, key: bytes, stored: dict[bytes, int] | None = None) -> int | None:
@@ -215,10 +220,26 @@ class Memory:
             key: 24 bytes.
             stored: what `find_stored` told in this turn, for this key among others.
         """
-        recent = self.keys.get(key) or self.draft_keys.get(key)
-        if recent:
+        if recent := self.find_recent(key):
             return recent
         return (self.find_stored([key]) if stored is None else stored).get(key)
+
+    def find_recent(self, key: bytes) -> int | None:
+        """As `find_key`, of the records that no committed checkpoint has.
+
+        Most ids are made in the order of time, so that a new key comes after all of the draft's: to
+        see that costs a tenth of a look into a dictionary so large that no cache holds it.
+        """
+        found = self.keys.get(key)
+        if not found and key <= self._draft_newest:
+            found = self.draft_keys.get(key)
+        return found
+
+    def add_key(self, key: bytes, sequence: int) -> None:
+        """Remembers a record's sequence under its transfer's key."""
+        self.keys[key] = sequence
+        if key > self._newest:  # noqa: PLR1730 - `max` would be a call
+            self._newest = key
 
     def find_stored(self, keys: list[bytes]) -> dict[bytes, int]:
         """Those of `keys` that the latest committed checkpoint knows, with their sequences."""
@@ -231,14 +252,15 @@ class Memory:
         if self._draft is not None:
             self._draft.about_to_change(account)
         account.touched_epoch = self._epoch
-        self._touched[account.account_id] = account
-        # Loading the other account of the same transfer may just have pushed this one out.
-        self.accounts[account.account_id] = account
+        self._touched.append(account)
+        if not account.cached:  # new, or pushed out when the same transfer's other one was loaded
+            self._keep(account)
 
     def pin(self, account: Account) -> None:
         """Keeps an account in memory until it is unpinned as often."""
         account.pins += 1
-        self.accounts[account.account_id] = account
+        if not account.cached:  # see `touch`
+            self._keep(account)
 
     def unpin(self, account: Account) -> None:
         """Undoes one `pin`."""
@@ -250,7 +272,8 @@ class Memory:
         self._draft = Draft(self._epoch, self._draft_from, sequence, self._touched)
         self._draft_from = sequence + 1
         self.draft_keys, self.keys = self.keys, {}
-        self._touched = {}
+        self._draft_newest, self._newest = self._newest, b""
+        self._touched = []
         self.legs = 0
         self._epoch += 1
         return self._draft
@@ -292,3 +315,9 @@ class Memory:
             account = accounts.pop(account_id)
             if account.pins or account.touched_epoch > self._committed_epoch:
                 accounts[account_id] = account
+            else:
+                account.cached = False
+
+    def _keep(self, account: Account) -> None:
+        account.cached = True
+        self.accounts[account.account_id] = account

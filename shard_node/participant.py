@@ -212,7 +212,7 @@ class Participant:
 
         # Point of no return: once this block is durable, the transaction has happened.
         participants = self._participants(members)
-        self._memory.keys[key] = self._record_committed(request, members[0], participants)
+        self._memory.add_key(key, self._record_committed(request, members[0], participants))
         table.add_decided(Decided(header, now_us, key, len(members), participants))
         source = self._memory.account(legs[0].account_id)
         assert source, "it was checked"
@@ -332,7 +332,7 @@ class Participant:
         first_source = KEY_SOURCE.unpack_from(key, KEY_BYTES - KEY_SOURCE.size)[0]
         count = max(size, 1)
         header = Header(transaction_id, deadline_us, first_source, self._shard_id, count)
-        self._memory.keys[key] = sequence
+        self._memory.add_key(key, sequence)
         self._transactions.add_decided(Decided(header, block.time_us, key, count, participants))
 
     def apply_leg(self, record: bytes, sequence: int, block: BlockDraft) -> None:

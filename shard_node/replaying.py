@@ -138,7 +138,7 @@ def apply_transfer(
 ) -> None:
     """Applies TRANSFER."""
     # Number by number: compiled, that costs a part of unpacking by format.
-    memory.keys[record[:KEY_BYTES]] = sequence
+    memory.add_key(record[:KEY_BYTES], sequence)
     if length := record[METADATA_LENGTH_AT] | record[METADATA_LENGTH_AT + 1] << 8:
         check_metadata(sequence, block.heap, EFFECTS.unpack_from(record, BODY_BYTES)[2], length)
     if reason := record[_REASON_AT]:

@@ -69,7 +69,7 @@ def forgets_keys() -> None:
     """Keys are looked for among those that no checkpoint has, and nowhere else."""
 
     def recent(self: Memory, key: bytes) -> int | None:
-        return self.keys.get(key) or self.draft_keys.get(key)
+        return self.find_recent(key)
 
     replace(Memory, "find_key", recent)
 

@@ -1,4 +1,4 @@
-"""Mistakes in what is durable, what memory lets go of, and what a start believes."""
+"""Mistakes in what is durable, and what a start believes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ COMMITTER: Final = "shard_node/committer.py"
 ENGINE: Final = "shard_node/engine.py"
 INSTANTS: Final = "shard_node/instants.py"
 LOG: Final = "shard_node/log.py"
-MEMORY: Final = "shard_node/memory.py"
 OPEN_BLOCK: Final = "shard_node/open_block.py"
 RECORDS: Final = "shard_node/records.py"
 STARTUP: Final = "shard_node/startup.py"
 ROWS: Final = "shard_node/rows.py"
 SCRUBBING: Final = "shard_node/scrubbing.py"
-STATE: Final = "shard_node/state.py"
 
 DURABLE: Final = (
     planted(
@@ -156,172 +154,6 @@ DURABLE: Final = (
     ),
 )
 """What may be said, and when."""
-
-MEMORY_AND_STATE: Final = (
-    planted(
-        "checkpoint that misses a dirty row",
-        Promise.AGGREGATES,
-        found_by("unit/test_chunking.py::test_a_checkpoint_has_what_its_very_first_record_changed"),
-        Edit(
-            MEMORY,
-            "            if not balance.first_sequence "
-            "or balance.last_sequence < self.first_sequence:\n",
-            "            if not balance.first_sequence "
-            "or balance.last_sequence <= self.first_sequence:\n",
-        ),
-        of_the_twelve=True,
-    ),
-    planted(
-        "an account's row is missed when its change is a checkpoint's first",
-        Promise.AGGREGATES,
-        found_by("unit/test_chunking.py::test_a_checkpoint_has_what_its_very_first_record_changed"),
-        Edit(
-            MEMORY,
-            "        if account.changed_sequence >= self.first_sequence:\n",
-            "        if account.changed_sequence > self.first_sequence:\n",
-        ),
-    ),
-    planted(
-        "a row shows what came after its checkpoint",
-        Promise.AGGREGATES,
-        found_by(
-            "unit/test_chunking.py::test_what_changes_while_a_checkpoint_is_taken_is_not_in_it"
-        ),
-        Edit(
-            MEMORY,
-            "        if self._draft is not None:\n"
-            "            self._draft.about_to_change(account)\n",
-            "",
-        ),
-    ),
-    planted(
-        "periods that ended after a checkpoint began are forgotten with it",
-        Promise.AGGREGATES,
-        found_by(
-            "unit/test_chunking.py::test_what_changes_while_a_checkpoint_is_taken_is_not_in_it"
-        ),
-        Edit(
-            MEMORY,
-            "            del balance.closed[:dropped]\n",
-            "            balance.closed.clear()\n",
-        ),
-    ),
-    planted(
-        "a slice that ends within an account's ended periods is its last",
-        Promise.AGGREGATES,
-        found_by("unit/test_chunking.py::test_ended_periods_are_taken_and_forgotten_in_slices"),
-        Edit(
-            MEMORY,
-            "        if last < end:\n",
-            "        if last > end:\n",
-        ),
-    ),
-    planted(
-        "an account comes with its first currency alone",
-        Promise.AGGREGATES,
-        found_by("contract/test_state.py::test_an_account_comes_with_its_balance_in_each_currency"),
-        Edit(
-            "shard_node/state.py",
-            "            more = balances.next()\n        return account\n",
-            "            more = False\n        return account\n",
-        ),
-    ),
-    planted(
-        "a scrub looks for what is current among what has ended",
-        Promise.TAMPER_EVIDENCE,
-        found_by("contract/test_scrub.py::test_what_is_whole_is_read_to_its_end", quick=False),
-        Edit(
-            "shard_node/scrubbing.py",
-            "    if current[:2] <= (time_us, sequence):\n",
-            "    if current[:2] < (time_us, sequence):\n",
-        ),
-    ),
-    planted(
-        "an account leaves memory before the state has it",
-        Promise.AGGREGATES,
-        found_by(
-            "unit/test_chunking.py::"
-            "test_what_no_checkpoint_has_stays_in_memory_however_small_that_is"
-        ),
-        Edit(
-            MEMORY,
-            "            if account.pins or account.touched_epoch > self._committed_epoch:\n",
-            "            if account.pins or account.touched_epoch > self._committed_epoch + 1:\n",
-        ),
-    ),
-    planted(
-        "an account with reservations leaves memory",
-        Promise.NO_OVERDRAFT,
-        found_by("unit/test_participant_stateful.py", quick=False),
-        Edit(
-            MEMORY,
-            "            if account.pins or account.touched_epoch > self._committed_epoch:\n",
-            "            if account.touched_epoch > self._committed_epoch:\n",
-        ),
-    ),
-    planted(
-        "a transaction that has ended stays in the state",
-        Promise.AGGREGATES,
-        found_by("unit/test_participant_stateful.py", quick=False),
-        Edit(
-            "shard_node/transactions.py",
-            "                changed.append((transaction_id, None))\n",
-            "",
-        ),
-    ),
-    planted(
-        "skip one dedupe after restart",
-        Promise.EXACTLY_ONCE,
-        found_by("unit/test_chunking.py::test_every_key_is_known_after_every_restart"),
-        Edit(
-            "shard_node/replaying.py",
-            "    memory.keys[record[:KEY_BYTES]] = sequence\n",
-            "    if sequence != block.first_sequence:\n"
-            "        memory.keys[record[:KEY_BYTES]] = sequence\n",
-        ),
-        of_the_twelve=True,
-    ),
-    planted(
-        "the last key of a checkpoint is not written",
-        Promise.EXACTLY_ONCE,
-        found_by("contract/test_state.py::test_keys_are_found_near_each_other_and_far_apart"),
-        Edit(
-            ROWS,
-            "    return rows\n\n\ndef read_key_row",
-            "    return rows[:-1]\n\n\ndef read_key_row",
-        ),
-    ),
-    planted(
-        "keys are numbered without the records between them",
-        Promise.EXACTLY_ONCE,
-        found_by(
-            "contract/test_state.py::test_records_that_are_no_transfers_have_no_key",
-            "unit/test_chunking.py",
-        ),
-        Edit(
-            RECORDS,
-            'sequence.to_bytes(8, "little"))\n        sequence += 1\n',
-            'sequence.to_bytes(8, "little"))\n            sequence += 1\n',
-        ),
-    ),
-    planted(
-        "a scan of keys stops before the highest",
-        Promise.EXACTLY_ONCE,
-        found_by("contract/test_state.py::test_keys_are_found_near_each_other_and_far_apart"),
-        Edit(STATE, "            if key > highest:\n", "            if key >= highest:\n"),
-    ),
-    planted(
-        "a transaction that has ended stays in the state's file",
-        Promise.AGGREGATES,
-        found_by("unit/test_chunking.py::test_a_file_has_the_rows_that_memory_has"),
-        Edit(
-            STATE,
-            "                    txn.delete(key, db=self.transactions)\n",
-            "                    pass\n",
-        ),
-    ),
-)
-"""What memory lets go of, and what the state has."""
 
 BELIEVED: Final = (
     planted(
@@ -483,4 +315,4 @@ BELIEVED: Final = (
 )
 """What a start, and a reader, believe."""
 
-MUTANTS: Final = (*DURABLE, *MEMORY_AND_STATE, *BELIEVED)
+MUTANTS: Final = (*DURABLE, *BELIEVED)

@@ -41,8 +41,8 @@ DECISIONS: Final = (
         ),
         Edit(
             LEDGER,
-            "        if destination_minor > destination.cap_minor:\n",
-            "        if destination.cap_minor < BALANCE_MAX_MINOR < destination_minor:\n",
+            "        if paid.minor > most_before:\n",
+            "        if destination.cap_minor < BALANCE_MAX_MINOR and paid.minor > most_before:\n",
         ),
     ),
     planted(
@@ -71,14 +71,13 @@ DECISIONS: Final = (
         found_by("unit/test_groups.py"),
         Edit(
             LEGS,
-            "            if balance.minor + course > account.cap_minor:\n",
-            "            if balance.minor + course > 2 * account.cap_minor:\n",
+            "            if balance.minor + course > cap_minor:\n",
+            "            if balance.minor + course > 2 * cap_minor:\n",
         ),
         Edit(
             LEGS,
-            "            elif balance.minor + balance.reserved_incoming + course "
-            "> account.cap_minor:\n",
-            "            elif balance.reserved_incoming + course > account.cap_minor:\n",
+            "            elif balance.minor + balance.reserved_incoming + course > cap_minor:\n",
+            "            elif balance.reserved_incoming + course > cap_minor:\n",
         ),
     ),
     planted(
@@ -134,9 +133,29 @@ DECISIONS: Final = (
         Promise.EXACTLY_ONCE,
         found_by("unit/test_ledger_keys.py::test_a_key_is_known_wherever_its_record_is"),
         Edit(
-            LEDGER,
-            "recent.get(key) or draft_keys.get(key) or known.get(key)",
-            "recent.get(key) or known.get(key)",
+            "shard_node/memory.py",
+            "            found = self.draft_keys.get(key)\n",
+            "            found = None\n",
+        ),
+    ),
+    planted(
+        "the last of the keys of the checkpoint under way is taken for a new one",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_ledger_keys.py::test_a_key_is_known_wherever_its_record_is"),
+        Edit(
+            "shard_node/memory.py",
+            "        if not found and key <= self._draft_newest:\n",
+            "        if not found and key < self._draft_newest:\n",
+        ),
+    ),
+    planted(
+        "the last of the keys is the one that came last",
+        Promise.EXACTLY_ONCE,
+        found_by("unit/test_ledger_keys.py::test_a_key_is_known_in_whatever_order_they_came"),
+        Edit(
+            "shard_node/memory.py",
+            "        if key > self._newest:  # noqa: PLR1730 - `max` would be a call\n",
+            "        if key:\n",
         ),
     ),
     planted(
@@ -145,8 +164,8 @@ DECISIONS: Final = (
         found_by("unit/test_shard_stateful.py", quick=False),
         Edit(
             "shard_node/memory.py",
-            "        recent = self.keys.get(key) or self.draft_keys.get(key)\n",
-            "        recent = self.keys.get(key)\n",
+            "        if recent := self.find_recent(key):\n",
+            "        if recent := self.keys.get(key):\n",
         ),
     ),
     planted(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tests.mutants import crossing, durability, ledger, serving, streams
+from tests.mutants import crossing, durability, ledger, memory, serving, streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TABLES: Final[Mapping[str, Iterable[Mutant]]] = {
     "ledger": ledger.MUTANTS,
     "durability": durability.MUTANTS,
+    "memory": memory.MUTANTS,
     "crossing": crossing.MUTANTS,
     "serving": serving.MUTANTS,
     "streams": streams.MUTANTS,

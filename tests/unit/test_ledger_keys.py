@@ -1,5 +1,6 @@
 """Promise 3, exactly once: a key takes effect once, wherever its record is when it comes again."""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -180,6 +181,17 @@ def test_a_key_is_known_wherever_its_record_is(
         rig.seal()
     assert rig.ledger.sequence == sequence
     assert [rig.balance(each) for each in (BANK, 10, 11)] == balances == [-120, 70, 50]
+
+
+def test_a_key_is_known_in_whatever_order_they_came(rng: random.Random) -> None:
+    rig, order = rig_with_players(), list(range(1, 41))
+    rng.shuffle(order)
+    asks = [Ask(transfer_id(number), BANK, PLAYER_A, number) for number in order]
+    before = rig.transfer(*asks[:20])
+    rig.begin_checkpoint()
+    after = rig.transfer(*asks[20:])
+    answers = rig.transfer(*asks)
+    assert answers == [each._replace(repeat=1) for each in before + after]
 
 
 def test_a_duplicate_in_its_own_batch_is_a_repeat() -> None:

@@ -88,7 +88,7 @@ def test_rows_are_of_what_was_when_a_checkpoint_began() -> None:
 
 
 def test_a_drafts_rows_come_in_slices() -> None:
-    draft, table = Draft(1, 1, 1, {}), Transactions()
+    draft, table = Draft(1, 1, 1, []), Transactions()
     for number in range(10):
         table.add_prepared(prepared(number))
     draft.transactions = table.take_changed()
