@@ -34,6 +34,7 @@ MODULES: Final = (
     "coordinator/transactions.py",
     "coordinator/two_phase.py",
     "coordinator/window.py",
+    "shard_node/account_table.py",
     "shard_node/batch.py",
     "shard_node/books.py",
     "shard_node/clearing.py",

@@ -251,7 +251,7 @@ class Account:
 
     def __init__(
         self,
-        account_id: int,
+        account_id: i64,
         kind: int,
         status: int,
         floor_minor: int,
@@ -262,12 +262,12 @@ class Account:
         changed_sequence: int = 0,
     ) -> None:
         # What the hot path reads comes first, so that it shares as few cache lines as can be.
+        self.account_id = account_id
         self.status = status
         self.touched_epoch = 0
         self._latest: Balance | None = None
         self.floor_minor = floor_minor
         self.cap_minor = cap_minor
-        self.account_id = account_id
         self.taken_epoch = 0
         self.cached = False
         self.balances: dict[int, Balance] = {}

@@ -12,11 +12,15 @@
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from shard_node.account_table import AccountTable
 from shard_node.books import Account, Balance, account_row, period_row
 from shard_node.transactions import Changed, transaction_row
+
+REVIEW_STEPS: Final = 24
+"""Of the hand, in search of accounts that may leave, whenever one comes in. It comes upon three at
+the least, so that the cache shrinks after a burst although many may not leave."""
 
 
 class LedgerStore(Protocol):
@@ -172,7 +176,7 @@ class Memory:
             committed checkpoint.
 
     Attributes:
-        accounts: those in memory, by id.
+        accounts: those in memory.
         keys, draft_keys: records' sequences by transfer key, of the current epoch and the draft's.
         loads: how many accounts were looked for in the store, ever.
         legs: of groups and transactions, posted in this epoch; they have no key each, so without
@@ -180,7 +184,7 @@ class Memory:
     """
 
     def __init__(self, store: LedgerStore, sequence: int, accounts_max: int) -> None:
-        self.accounts: dict[int, Account] = {}
+        self.accounts = AccountTable()
         self.keys: dict[bytes, int] = {}
         self.draft_keys: dict[bytes, int] = {}
         self._draft_newest = b""
@@ -201,7 +205,9 @@ class Memory:
         return len(self._touched) + len(self.keys) + self.legs
 
     def account(self, account_id: int) -> Account | None:
-        """The account as of every record so far; None = not open."""
+        """The account as of every record so far; None = not open, or no account's id at all."""
+        if account_id >> 63:
+            return None
         return self.accounts.get(account_id) or self.load(account_id)
 
     def load(self, account_id: int) -> Account | None:
@@ -209,7 +215,7 @@ class Memory:
         self.loads += 1
         account = self._store.load_account(account_id)
         if account is not None:
-            self._make_room(2)  # more than one comes in, so the cache shrinks after a burst
+            self._review(REVIEW_STEPS)
             self._keep(account)
         return account
 
@@ -282,7 +288,9 @@ class Memory:
         """The draft is committed: what it holds may leave memory (see `release`)."""
         assert self._draft is not None, "no checkpoint was begun"
         self._committed_epoch = self._draft.epoch
-        self._to_review = len(self.accounts)
+        self._to_review = (
+            self.accounts.round_steps if len(self.accounts) >= self._accounts_max else 0
+        )
 
     def release(self, items_max: int) -> bool:
         """Lets go of some of what the committed draft holds; True when nothing is left of it.
@@ -298,26 +306,16 @@ class Memory:
             keys.popitem()
         reviewed = min(items_max, self._to_review)
         self._to_review -= reviewed
-        self._make_room(reviewed)
+        self._review(reviewed)
         if keys or self._to_review or not draft.forget_closed(items_max):
             return False
         self._draft = None
         return True
 
-    def _make_room(self, accounts_max: int) -> None:
-        """Reviews so many accounts, oldest first, while there are too many in memory.
-
-        Those that a committed checkpoint has leave; the others go to the back of the queue.
-        """
-        accounts = self.accounts
-        excess = len(accounts) + 1 - self._accounts_max
-        for account_id in list(islice(accounts, max(0, min(accounts_max, excess)))):
-            account = accounts.pop(account_id)
-            if account.pins or account.touched_epoch > self._committed_epoch:
-                accounts[account_id] = account
-            else:
-                account.cached = False
+    def _review(self, steps: int) -> None:
+        """Lets go of accounts that a committed checkpoint has, while there is no room for one."""
+        self.accounts.review(steps, self._accounts_max - 1, self._committed_epoch)
 
     def _keep(self, account: Account) -> None:
         account.cached = True
-        self.accounts[account.account_id] = account
+        self.accounts.add(account)

@@ -172,7 +172,7 @@ def balances_of(account: Account) -> dict[int, tuple[int, int, int]]:
 def check_books(ledger: Ledger) -> None:
     """Promises 1 and 2."""
     sums: dict[int, int] = {}
-    for account in ledger.memory.accounts.values():
+    for account in ledger.memory.accounts:
         for currency, balance in account.balances.items():
             sums[currency] = sums.get(currency, 0) + balance.minor
             assert account.floor_minor <= balance.minor <= account.cap_minor, "floor or cap"

@@ -169,6 +169,14 @@ async def test_health_of_a_process_and_status_of_its_shard(tmp_path: Path) -> No
         assert (status.epoch, status.durable_sequence, status.records_since_checkpoint) == (2, 2, 1)
 
 
+@pytest.mark.parametrize("account_id", [0, 1, 2**63 - 1, 2**63, 2**64 - 1])
+async def test_no_account_has_such_an_id(tmp_path: Path, account_id: int) -> None:
+    async with running_node(tmp_path) as node:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await node.balance_minor(account_id)
+        assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_damage_that_a_question_meets_ends_the_node_until_all_is_verified(
     tmp_path: Path, rng: random.Random
 ) -> None:

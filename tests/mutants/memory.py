@@ -7,6 +7,7 @@ from typing import Final
 from tests.mutants.mutant import Edit, Promise, found_by, planted
 
 MEMORY: Final = "shard_node/memory.py"
+TABLE: Final = "shard_node/account_table.py"
 RECORDS: Final = "shard_node/records.py"
 ROWS: Final = "shard_node/rows.py"
 STATE: Final = "shard_node/state.py"
@@ -65,9 +66,29 @@ MUTANTS: Final = (
         Promise.AGGREGATES,
         found_by("unit/test_chunking.py::test_two_ways_of_cutting_give_one_state"),
         Edit(
-            MEMORY,
-            "            else:\n                account.cached = False\n",
+            TABLE,
+            "            account.cached = False\n",
             "",
+        ),
+    ),
+    planted(
+        "who was put further on is not found once the place before is empty",
+        Promise.AGGREGATES,
+        found_by("unit/test_account_table.py::test_random_changes"),
+        Edit(
+            TABLE,
+            "        if ((slot - _home(account, last)) & last) >= ((slot - gap) & last):\n",
+            "        if ((slot - _home(account, last)) & last) > ((slot - gap) & last):\n",
+        ),
+    ),
+    planted(
+        "who was at home is moved before it",
+        Promise.AGGREGATES,
+        found_by("unit/test_account_table.py::test_random_changes"),
+        Edit(
+            TABLE,
+            "        if ((slot - _home(account, last)) & last) >= ((slot - gap) & last):\n",
+            "        if account is not part[gap]:\n",
         ),
     ),
     planted(
@@ -120,9 +141,9 @@ MUTANTS: Final = (
             "test_what_no_checkpoint_has_stays_in_memory_however_small_that_is"
         ),
         Edit(
-            MEMORY,
-            "            if account.pins or account.touched_epoch > self._committed_epoch:\n",
-            "            if account.pins or account.touched_epoch > self._committed_epoch + 1:\n",
+            TABLE,
+            "account.touched_epoch > committed_epoch:\n",
+            "account.touched_epoch > committed_epoch + 1:\n",
         ),
     ),
     planted(
@@ -130,9 +151,9 @@ MUTANTS: Final = (
         Promise.NO_OVERDRAFT,
         found_by("unit/test_participant_stateful.py", quick=False),
         Edit(
-            MEMORY,
-            "            if account.pins or account.touched_epoch > self._committed_epoch:\n",
-            "            if account.touched_epoch > self._committed_epoch:\n",
+            TABLE,
+            "            if account is None or account.pins or account.touched_epoch",
+            "            if account is None or account.touched_epoch",
         ),
     ),
     planted(

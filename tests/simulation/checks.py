@@ -172,7 +172,7 @@ class Checks(AnswerChecks):
 
 def check_nothing_reserved(ledger: Ledger) -> None:
     """Nothing is held back for a transaction, and no account is kept in memory for one."""
-    for account in ledger.memory.accounts.values():
+    for account in ledger.memory.accounts:
         must(not account.pins, f"account {account.account_id} stays pinned")
         for balance in account.balances.values():
             reserved = balance.reserved_incoming, balance.reserved_outgoing

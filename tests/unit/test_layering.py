@@ -45,6 +45,7 @@ PURE_CORES = {
     "router.groups",
     "router.results",
     "router.routing",
+    "shard_node.account_table",
     "shard_node.batch",
     "shard_node.books",
     "shard_node.clearing",
