@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
-from cluster.packed import KEY_BYTES
 from shard_node.books import (
     ACCOUNT_KEY,
     HOUR_US,
@@ -73,8 +72,8 @@ class MemoryState:
             if key not in self._periods:
                 insort(self._period_keys, key)
             self._periods[key] = value
-        for row in keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence):
-            self._keys[row[:KEY_BYTES]] = read_key_row(row[KEY_BYTES:])
+        for key, value in keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence):
+            self._keys[key] = read_key_row(value)
         self.checkpoint = checkpoint
 
     def refresh(self) -> None:

@@ -436,13 +436,13 @@ def check_follows(before: Block | None, block: Block) -> None:
         )
 
 
-def key_rows(draft: BlockDraft) -> list[bytes]:
+def key_rows(draft: BlockDraft) -> list[tuple[bytes, bytes]]:
     """The rows that a block adds to the key index: 24 bytes of key and 8 of sequence each."""
-    rows: list[bytes] = []
+    rows: list[tuple[bytes, bytes]] = []
     records, sequence = draft.records, draft.first_sequence
     for at in range(0, len(records), RECORD_BYTES):
         if records[at + BODY_BYTES] in KEYED:
-            rows.append(records[at : at + KEY_BYTES] + sequence.to_bytes(8, "little"))
+            rows.append((records[at : at + KEY_BYTES], sequence.to_bytes(8, "little")))
         sequence += 1
     return rows
 

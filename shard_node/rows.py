@@ -26,9 +26,9 @@ class HasBlocks(Protocol):
         ...
 
 
-def keys_in_log(log: HasBlocks, first_sequence: int, sequence: int) -> list[bytes]:
-    """The rows of `keys`, key and value joined, for the durable records from one to another."""
-    rows: list[bytes] = []
+def keys_in_log(log: HasBlocks, first_sequence: int, sequence: int) -> list[tuple[bytes, bytes]]:
+    """The rows of `keys` for the durable records from one to another, in their order."""
+    rows: list[tuple[bytes, bytes]] = []
     for block in log.blocks(first_sequence):
         if block.draft.first_sequence > sequence:
             break

@@ -246,10 +246,9 @@ def check_row(view: View, part: str, key: bytes, value: bytes) -> None:
 
 def check_covered(view: View, draft: BlockDraft) -> None:
     """Raises unless the state has what a block that it covers says."""
-    for row in key_rows(draft):
-        key = row[:KEY_BYTES]
-        if view.find("keys", key) != row[KEY_BYTES:]:
-            sequence = int.from_bytes(row[KEY_BYTES:], "little")
+    for key, value in key_rows(draft):
+        if view.find("keys", key) != value:
+            sequence = int.from_bytes(value, "little")
             raise damaged("keys", f"{name('keys', key)} does not point to record {sequence}")
     for sequence, record in enumerate(records_of(draft), draft.first_sequence):
         kind = record[BODY.size]

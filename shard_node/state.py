@@ -28,11 +28,11 @@ import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 import lmdb
 
-from cluster.packed import KEY_BYTES
 from shard_node.books import (
     ACCOUNT_KEY,
     HOUR_US,
@@ -80,6 +80,9 @@ KEY_RANGE_FACTOR: Final = 4
 many rows for each key; fresh time-ordered ids find an empty range at once."""
 
 _CHECKPOINT: Final = struct.Struct(f"<2H16s3Qq{HASH_BYTES}s")
+_KEY_OF_ROW: Final = itemgetter(0)
+"""To sort by: two rows are compared as keys, and not as tuples, which takes three times as long."""
+
 CHECKPOINT_KEY: Final = b"checkpoint"
 _FORMAT: Final = 2
 
@@ -438,11 +441,12 @@ class StateFile:
                 (self.periods, rows.periods),
                 (self.clearing, clearing),
             ):
-                sealed = sorted((key, seal_row(key, value)) for key, value in some)
+                sealed = [(key, seal_row(key, value)) for key, value in some]
+                sealed.sort(key=_KEY_OF_ROW)
                 txn.cursor(db=table).putmulti(sealed)
             keys = keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence)
-            keys.sort()
-            txn.cursor(db=self.keys).putmulti((row[:KEY_BYTES], row[KEY_BYTES:]) for row in keys)
+            keys.sort(key=_KEY_OF_ROW)
+            txn.cursor(db=self.keys).putmulti(keys)
             txn.put(CHECKPOINT_KEY, checkpoint.pack(), db=self.meta)
 
     def used_bytes(self) -> int:

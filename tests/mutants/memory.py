@@ -197,8 +197,8 @@ MUTANTS: Final = (
         ),
         Edit(
             RECORDS,
-            'sequence.to_bytes(8, "little"))\n        sequence += 1\n',
-            'sequence.to_bytes(8, "little"))\n            sequence += 1\n',
+            'sequence.to_bytes(8, "little")))\n        sequence += 1\n',
+            'sequence.to_bytes(8, "little")))\n            sequence += 1\n',
         ),
     ),
     planted(
