@@ -147,7 +147,7 @@ class LocalStateWriter:
 
     def add_rest(self, draft: Draft) -> None:
         """Puts all rows of a draft that were not taken yet."""
-        while any(rows := draft.take(TAKE_ROWS)):
+        while (rows := draft.take(TAKE_ROWS)) is not None:
             self.add(rows)
         while changes := draft.take_transactions(TAKE_ROWS):
             self.add_crossing(changes, [])

@@ -106,7 +106,7 @@ class Checkpoints:
             self._on_committed()
 
     async def _write(self, draft: Draft) -> None:
-        while any(rows := draft.take(SLICE_ROWS)):
+        while (rows := draft.take(SLICE_ROWS)) is not None:
             await self._writer.put(rows)
             await asyncio.sleep(0)
         while some := draft.take_transactions(SLICE_ROWS):

@@ -18,6 +18,10 @@ from shard_node.account_table import AccountTable
 from shard_node.books import Account, Balance, account_row, period_row
 from shard_node.transactions import Changed, transaction_row
 
+PASSED_PER_ROW: Final = 8
+"""Accounts that a slice of a checkpoint looks at for each row that it may have. Where all have
+changed since it was begun, none of them has a row that was not taken yet."""
+
 REVIEW_STEPS: Final = 24
 """Of the hand, in search of accounts that may leave, whenever one comes in. It comes upon three at
 the least, so that the cache shrinks after a burst although many may not leave."""
@@ -88,13 +92,17 @@ class Draft:
         self._to_take: list[tuple[int, Balance, int, int]] = []
         self._to_forget: list[tuple[Balance, int]] = []
 
-    def take(self, rows_max: int) -> Rows:
-        """The next rows, at most so many of each kind; none = all are taken."""
-        while (left := rows_max - self._taken()) > 0:
+    def take(self, rows_max: int) -> Rows | None:
+        """The next rows, at most so many of each kind, perhaps none; None = all are taken."""
+        if not (self._waiting or self._to_take or self._taken()):
+            return None
+        passed_max = PASSED_PER_ROW * rows_max
+        while (left := rows_max - self._taken()) > 0 and passed_max > 0:
             if self._to_take:
                 self._take_closed(left)
             elif self._waiting:
                 self._take_account(self._waiting.pop())
+                passed_max -= 1
             else:
                 break
         return Rows(

@@ -79,7 +79,7 @@ def _checkpoint_ahead() -> None:
     """A checkpoint does not wait for the log: it has rows of what a crash can take back."""
 
     async def write(self: checkpoints.Checkpoints, draft: Draft) -> None:
-        while any(rows := draft.take(checkpoints.SLICE_ROWS)):
+        while (rows := draft.take(checkpoints.SLICE_ROWS)) is not None:
             await self._writer.put(rows)
         await self._writer.put_crossing(draft.take_transactions(1_000_000), draft.clearing)
         last = min(draft.sequence, self._committer.durable_sequence)

@@ -173,6 +173,7 @@ def check_books(ledger: Ledger) -> None:
     """Promises 1 and 2."""
     sums: dict[int, int] = {}
     for account in ledger.memory.accounts:
+        assert ledger.memory.account(account.account_id) is account, "it is in memory twice"
         for currency, balance in account.balances.items():
             sums[currency] = sums.get(currency, 0) + balance.minor
             assert account.floor_minor <= balance.minor <= account.cap_minor, "floor or cap"

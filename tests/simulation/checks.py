@@ -173,6 +173,8 @@ class Checks(AnswerChecks):
 def check_nothing_reserved(ledger: Ledger) -> None:
     """Nothing is held back for a transaction, and no account is kept in memory for one."""
     for account in ledger.memory.accounts:
+        found = ledger.memory.account(account.account_id)
+        must(found is account, f"account {account.account_id} is in memory twice")
         must(not account.pins, f"account {account.account_id} stays pinned")
         for balance in account.balances.values():
             reserved = balance.reserved_incoming, balance.reserved_outgoing

@@ -223,8 +223,9 @@ class Rig:
         """Takes a slice of the rows; False when there are no more."""
         assert self.draft is not None
         rows = self.draft.take(rows_max)
-        self.add_rows(rows)
-        return any(rows)
+        if rows is not None:
+            self.add_rows(rows)
+        return rows is not None
 
     def add_rows(self, rows: Rows) -> None:
         """Gives rows that were taken to the writer."""

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from cluster.packed import BODY_BYTES
+from shard_node.memory import PASSED_PER_ROW
 from shard_node.records import RecordKind, records_of
 from tests.support.crossing import CrossingRig
 from tests.support.ledgers import BANK, Rig, fold_of, tables, transfer_id
@@ -146,7 +147,7 @@ def test_ended_periods_are_taken_and_forgotten_in_slices() -> None:
     begun = rig.ledger.sequence
     assert rig.draft is not None
     slices = []
-    while any(rows := rig.draft.take(5)):
+    while (rows := rig.draft.take(5)) is not None:
         rig.add_rows(rows)
         slices.append(tuple(map(len, rows)))
         pay_all()  # so that the others' are set aside while one's are being taken
@@ -160,6 +161,32 @@ def test_ended_periods_are_taken_and_forgotten_in_slices() -> None:
         pay_all()
     rig.checkpoint()
     assert tables(rig.state) == fold_of(rig.log)
+
+
+def test_a_slice_passes_by_a_bounded_number_of_accounts() -> None:
+    rig, players = CrossingRig(), range(10, 210)
+    rig.open_bank()
+    for each in players:
+        rig.open(each)
+    rig.checkpoint()
+
+    def pay_all(kind: int) -> None:
+        for each in players:
+            rig.transfer(Ask(transfer_id(1_000 * kind + each), BANK, each, 1))
+
+    pay_all(1)
+    rig.begin_checkpoint()
+    pay_all(2)  # so that all rows are taken before the first slice
+    assert rig.draft is not None
+    begun, slices = rig.draft.sequence, []
+    while (rows := rig.draft.take(1)) is not None:
+        rig.add_rows(rows)
+        slices.append(sum(map(len, rows)))
+    accounts, ended = 1 + len(players), 1  # the bank has more entries than one period
+    passing = -(-accounts // PASSED_PER_ROW)
+    assert slices == [1] * (accounts + ended) + [0] * passing
+    rig.commit_checkpoint()
+    assert tables(rig.state) == fold_of(rig.log, begun)
 
 
 def test_what_no_checkpoint_has_stays_in_memory_however_small_that_is() -> None:

@@ -104,7 +104,7 @@ def _miss_a_dirty_row() -> AbstractContextManager[None]:
 
     def take(self: Draft, accounts_max: int) -> Any:
         rows = right(self, accounts_max)
-        return rows._replace(balances=rows.balances[1:])
+        return rows and rows._replace(balances=rows.balances[1:])
 
     return _instead(Draft, "take", take)
 
