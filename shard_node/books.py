@@ -324,6 +324,8 @@ def read_account_row(key: bytes, value: bytes) -> Account:
         reason = value[_ACCOUNT_ROW.size :].decode()
     except (struct.error, UnicodeDecodeError) as error:
         raise unreadable_row("accounts", key, error) from error
+    if account_id >> 63:
+        raise unreadable_row("accounts", key, OverflowError("no account has such an id"))
     return Account(
         account_id, kind, status, floor, cap, opened_us, status_us, reason, changed_sequence=changed
     )

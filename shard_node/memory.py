@@ -23,8 +23,8 @@ PASSED_PER_ROW: Final = 8
 changed since it was begun, none of them has a row that was not taken yet."""
 
 REVIEW_STEPS: Final = 24
-"""Of the hand, in search of accounts that may leave, whenever one comes in. It comes upon three at
-the least, so that the cache shrinks after a burst although many may not leave."""
+"""Of the hand, in search of accounts that may leave, whenever one comes in. It comes upon three, or
+more, unless the cache is tiny, so that it shrinks after a burst although many may not leave."""
 
 
 class LedgerStore(Protocol):

@@ -202,6 +202,13 @@ def test_an_accounts_row_comes_back(account: Account) -> None:
     assert account_row(read_account_row(*account_row(account))) == account_row(account)
 
 
+def test_a_row_of_what_can_be_no_account_is_damage() -> None:
+    _, value = account_row(Account(1, 1, 1, 0, 1, 0))
+    for account_id in (2**63, 2**64 - 1):
+        with pytest.raises(DamagedStateError, match="no account has such an id"):
+            read_account_row(account_id.to_bytes(8, "big"), value)
+
+
 def test_an_account_without_entries_has_no_latest_entry() -> None:
     account = Account(1, 1, 1, 0, I64_MAX, START_US, changed_sequence=3)
     assert (account.latest_time_us(), account.latest_sequence()) == (0, 3)
