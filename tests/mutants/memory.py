@@ -64,7 +64,9 @@ MUTANTS: Final = (
     planted(
         "an account that was pushed out stays out when it changes",
         Promise.AGGREGATES,
-        found_by("unit/test_chunking.py::test_two_ways_of_cutting_give_one_state"),
+        found_by(
+            "unit/test_chunking.py::test_an_account_pushed_out_is_back_once_it_changes_or_is_pinned"
+        ),
         Edit(
             TABLE,
             "            account.cached = False\n",

@@ -7,11 +7,15 @@ fold of its own log, whether that fold takes one checkpoint or as many as it lik
 """
 
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from cluster.packed import BODY_BYTES
-from shard_node.memory import PASSED_PER_ROW
+from shard_node.books import Account
+from shard_node.memory import PASSED_PER_ROW, Memory
 from shard_node.records import RecordKind, records_of
 from tests.support.crossing import CrossingRig
 from tests.support.ledgers import BANK, Rig, fold_of, tables, transfer_id
@@ -187,6 +191,21 @@ def test_a_slice_passes_by_a_bounded_number_of_accounts() -> None:
     assert slices == [1] * (accounts + ended) + [0] * passing
     rig.commit_checkpoint()
     assert tables(rig.state) == fold_of(rig.log, begun)
+
+
+@pytest.mark.parametrize("use", [Memory.touch, Memory.pin])
+def test_an_account_pushed_out_is_back_once_it_changes_or_is_pinned(
+    use: Callable[[Memory, Account], None],
+) -> None:
+    rig = CrossingRig()
+    rig.open(10)
+    rig.checkpoint()
+    memory = rig.ledger.memory
+    account = rig.account(10)
+    memory.accounts.review(memory.accounts.round_steps, 0, account.touched_epoch)
+    assert memory.accounts.get(10) is None
+    use(memory, account)
+    assert memory.account(10) is account
 
 
 def test_what_no_checkpoint_has_stays_in_memory_however_small_that_is() -> None:
