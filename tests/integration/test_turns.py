@@ -29,8 +29,9 @@ from shard_node.limits import Limits
 from shard_node.service import ShardServicer
 from shard_node.state import Checkpoint
 from shard_node.status import ProcessFacts, StatusReporter
+from shard_node.transactions import DEADLINE_AHEAD_MAX_US
 from tests.support import eventually
-from tests.support.crossing import LIFE_US, Attempt, Move
+from tests.support.crossing import Attempt, Move
 from tests.support.crossing_service import OTHER, decisions, to_decide, to_prepare
 from tests.support.engines import FLOOR_MINOR, IDENTITY, body
 from tests.support.shard_service import TARGET
@@ -181,11 +182,12 @@ async def test_while_months_are_imported(tmp_path: Path) -> None:
 
 async def test_while_all_transfers_cross(tmp_path: Path, rng: random.Random) -> None:
     """Tens of thousands are in doubt or not finished, and are listed all the time."""
-    own, batch, batches = range(1_000, 2_000), 2_000, 8
+    own, batch, batches = range(1_000, 2_000), 2_000, 6
     numbers = itertools.count(1)
 
     def make_batch(engine: Engine, *, incoming: bool) -> list[Attempt]:
-        deadline_us = engine.clock_us + LIFE_US
+        # All that a shard takes, since it is made long before it is sent.
+        deadline_us = engine.clock_us + DEADLINE_AHEAD_MAX_US
         accounts = [
             (OTHER, each) if incoming else (each, OTHER) for each in rng.choices(own, k=batch)
         ]
