@@ -65,7 +65,7 @@ class AccountTable:
 
     def get(self, account_id: i64) -> Account | None:
         """The account with an id of 0 … 2^63 − 1; None = it is not here."""
-        hashed: i64 = (account_id * _MULTIPLIER) & _LOW_63
+        hashed: i64 = _hash(account_id)
         part = self._parts[hashed >> _PART_SHIFT]
         last: i64 = len(part) - 1
         slot: i64 = (hashed >> _SLOT_SHIFT) & last
@@ -77,8 +77,7 @@ class AccountTable:
 
     def add(self, account: Account) -> None:
         """Puts in an account whose id is not here yet."""
-        hashed: i64 = (account.account_id * _MULTIPLIER) & _LOW_63
-        number: i64 = hashed >> _PART_SHIFT
+        number: i64 = _hash(account.account_id) >> _PART_SHIFT
         part = self._parts[number]
         if 2 * self._counts[number] >= len(part):
             part = self._parts[number] = _resized(part, 2 * len(part))
@@ -121,10 +120,14 @@ class AccountTable:
             self._parts[number] = _resized(part, slots)
 
 
+def _hash(account_id: i64) -> i64:
+    """63 bits: the highest name the part, some in the middle the slot."""
+    return (account_id * _MULTIPLIER) & _LOW_63
+
+
 def _home(account: Account, last: i64) -> i64:
     """The slot that an account is looked for in first."""
-    hashed: i64 = (account.account_id * _MULTIPLIER) & _LOW_63
-    return (hashed >> _SLOT_SHIFT) & last
+    return (_hash(account.account_id) >> _SLOT_SHIFT) & last
 
 
 def _put(part: list[Account | None], account: Account) -> None:

@@ -20,6 +20,7 @@ from doubloon import (
     FaultCode,
     FaultError,
     IndefiniteFault,
+    RetryPolicy,
     Timing,
     Transfer,
 )
@@ -127,7 +128,7 @@ async def test_processes_started_while_etcd_is_away_say_so_and_serve_once_it_is_
         one, two = (Transfer(town.treasuries[s], town.players[s][0], GOLD, 9) for s in (1, 2))
         logs = [processes.log_file(SHARD, 2), processes.log_file(ROUTER, 2)]
         skip = {log: len(log_events(log)) for log in logs}
-        first_router = processes.routers[0]
+        first_router, once = processes.routers[0], RetryPolicy(attempts_max=1)
         etcd.kill()
         restarts = [
             asyncio.create_task(processes.restart(SHARD, 2)),
@@ -142,7 +143,7 @@ async def test_processes_started_while_etcd_is_away_say_so_and_serve_once_it_is_
                 "both say that they wait for etcd",
                 SAYS_SO_S,
             )
-            async with AsyncClient(first_router, timeout_s=2.0) as client:
+            async with AsyncClient(first_router, retry=once) as client:
                 done, away = await client.transfer_batch([one, two])
                 assert done.completed, "the other shard goes on"
                 assert away.fault is not None

@@ -79,6 +79,30 @@ async def test_the_deadline_ends_it() -> None:
     assert sum(time.slept_s) < 3
 
 
+@pytest.mark.parametrize(
+    ("fault", "timeout_s", "attempts"),
+    [
+        (FULL, 1.0, 1),  # the pause would leave 0.3 s, and 0.2 s is what the first took
+        (FULL, 1.2, 2),
+        (LOST, 1.0, 2),  # in doubt already: nothing to lose
+    ],
+)
+async def test_what_is_known_is_not_put_in_doubt_by_an_attempt_without_time(
+    fault: doubloon.Fault, timeout_s: float, attempts: int
+) -> None:
+    time = StandingTime()
+    asked = Attempts([fault] * 100)
+
+    async def attempt(timeout_s: float) -> str:
+        time.now_s += 0.2
+        return await asked(timeout_s)
+
+    policy = retrier(time, backoff_first_s=1, backoff_max_s=1)
+    with pytest.raises(doubloon.FaultError):
+        await policy.run(attempt, policy.deadline_s(timeout_s))
+    assert len(asked.timeouts_s) == attempts
+
+
 async def test_the_number_of_attempts_ends_it() -> None:
     attempts = Attempts([AWAY] * 100)
     policy = retrier(StandingTime(), attempts_max=4)
