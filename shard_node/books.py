@@ -40,6 +40,7 @@ _PERIOD_ROW: Final = struct.Struct("<13QqH")
 _PERIOD_START: Final = struct.Struct(">10xQ")
 _PERIOD_SUMS: Final = struct.Struct("<4Q16x4Q")
 _LOW_64: Final = 2**64 - 1
+_NO_CURRENCY: Final = -1
 
 
 class Period(NamedTuple):
@@ -117,25 +118,23 @@ class Balance:
         self.outgoing_count_before = 0
         self.closed: list[Period] = []
 
-    @classmethod
-    def from_period(cls, currency: int, period: Period) -> Balance:
-        """Goes on from the latest period that the state has."""
-        balance = cls(currency, period.last_log)
-        balance.minor = period.closing_minor
-        balance.start_us = period.start_us
-        balance.hour_end_us = _hour_end_us(period.start_us)
-        balance.first_sequence = period.first_sequence
-        balance.incoming_before = period.incoming_before
-        balance.outgoing_before = period.outgoing_before
-        balance.incoming_count_before = period.incoming_count_before
-        balance.outgoing_count_before = period.outgoing_count_before
-        balance.incoming = period.incoming
-        balance.outgoing = period.outgoing
-        balance.incoming_count = period.incoming_count
-        balance.outgoing_count = period.outgoing_count
-        balance.last_sequence = period.last_sequence
-        balance.last_time_us = period.last_time_us
-        return balance
+    def go_on_from(self, period: Period) -> None:
+        """Takes over, having no entry so far, the latest period that the state has."""
+        self.minor = period.closing_minor
+        self.start_us = period.start_us
+        self.hour_end_us = _hour_end_us(period.start_us)
+        self.first_sequence = period.first_sequence
+        self.incoming_before = period.incoming_before
+        self.outgoing_before = period.outgoing_before
+        self.incoming_count_before = period.incoming_count_before
+        self.outgoing_count_before = period.outgoing_count_before
+        self.incoming = period.incoming
+        self.outgoing = period.outgoing
+        self.incoming_count = period.incoming_count
+        self.outgoing_count = period.outgoing_count
+        self.last_sequence = period.last_sequence
+        self.last_time_us = period.last_time_us
+        self.last_log = period.last_log
 
     def current(self) -> Period | None:
         """The current period as it stands; None before the first entry."""
@@ -226,17 +225,19 @@ class Balance:
 
 
 @mypyc_attr(acyclic=True)
-class Account:
-    """An account in memory.
+class Account(Balance):
+    """An account in memory. It is the balance, too, in the currency that it came to hold first.
 
-    Attributes:
+    Most accounts have one currency: this way their balance lies beside what else a transfer looks
+    at, and costs no object and dictionary of its own.
+
+    Attributes, besides those of that balance, whose currency is −1 while there is none:
         account_id: 1 … 2^63 − 1.
         kind, status: the contract's AccountKind and AccountStatus.
         floor_minor, cap_minor: the bounds of its balance in every currency, both inclusive.
         opened_us: when it was opened.
         status_time_us, status_reason: its last change of status; 0 and "" = never.
         changed_sequence: the record that last changed any of the above.
-        balances: by currency number; only currencies with an entry.
         touched_epoch: the ledger's checkpoint epoch in which it last changed; 0 = as in the state.
         taken_epoch: the latest of which a checkpoint has taken its rows; 0 = none.
         cached: whether the ledger finds it in memory.
@@ -244,9 +245,9 @@ class Account:
     """
 
     __slots__ = (
-        "_latest", "account_id", "balances", "cached", "cap_minor", "changed_sequence",
-        "floor_minor", "kind", "opened_us", "pins", "status", "status_reason", "status_time_us",
-        "taken_epoch", "touched_epoch",
+        "_further", "account_id", "cached", "cap_minor", "changed_sequence", "floor_minor", "kind",
+        "opened_us", "pins", "status", "status_reason", "status_time_us", "taken_epoch",
+        "touched_epoch",
     )  # fmt: skip
 
     def __init__(
@@ -261,16 +262,16 @@ class Account:
         status_reason: str = "",
         changed_sequence: int = 0,
     ) -> None:
+        super().__init__(_NO_CURRENCY, 0)
         # What the hot path reads comes first, so that it shares as few cache lines as can be.
         self.account_id = account_id
         self.status = status
         self.touched_epoch = 0
-        self._latest: Balance | None = None
         self.floor_minor = floor_minor
         self.cap_minor = cap_minor
         self.taken_epoch = 0
         self.cached = False
-        self.balances: dict[int, Balance] = {}
+        self._further: dict[int, Balance] | None = None
         self.changed_sequence = changed_sequence
         self.pins = 0
         self.kind = kind
@@ -279,27 +280,42 @@ class Account:
         self.status_reason = status_reason
 
     def balance(self, currency: int) -> Balance | None:
-        """What it has in a currency; None = it never had any.
+        """What it has in a currency; None = it never had any."""
+        if self.currency == currency:
+            return self
+        return None if self._further is None else self._further.get(currency)
 
-        The balance asked for last is at hand: most accounts use one currency most of the time, and
-        to look into a dictionary costs three cache misses.
-        """
-        latest = self._latest
-        if latest is not None and latest.currency == currency:
-            return latest
-        latest = self.balances.get(currency)
-        if latest is not None:
-            self._latest = latest
-        return latest
+    def open_balance(self, currency: int, log_id: int) -> Balance:
+        """A balance without entries in a currency of which it has none."""
+        if self.currency == _NO_CURRENCY:
+            self.currency = currency
+            self.last_log = log_id
+            return self
+        if self._further is None:
+            self._further = {}
+        balance = self._further[currency] = Balance(currency, log_id)
+        return balance
+
+    @property
+    def balances(self) -> dict[int, Balance]:
+        """All that it has, by currency."""
+        if self.currency == _NO_CURRENCY:
+            return {}
+        if self._further is None:
+            return {self.currency: self}
+        return {self.currency: self, **self._further}
 
     def latest_time_us(self) -> int:
         """The posting time of its latest entry in any currency; 0 = none."""
-        return max((balance.last_time_us for balance in self.balances.values()), default=0)
+        if self._further is None:
+            return self.last_time_us
+        return max(balance.last_time_us for balance in self.balances.values())
 
     def latest_sequence(self) -> int:
         """The latest record that this account's answers depend on."""
-        entries = (balance.last_sequence for balance in self.balances.values())
-        return max(self.changed_sequence, *entries, 0)
+        return max(
+            self.changed_sequence, *[each.last_sequence for each in self.balances.values()], 0
+        )
 
 
 def account_row(account: Account) -> tuple[bytes, bytes]:

@@ -33,7 +33,7 @@ from cluster.packed import (
     write_completed_result,
 )
 from cluster.refusals import RefusalReason, is_recorded
-from shard_node.books import BALANCE_MAX_MINOR, Account, Balance
+from shard_node.books import BALANCE_MAX_MINOR, Account
 from shard_node.clearing import Clearing, clearing_row, read_clearing_row
 from shard_node.damage import DamagedStateError
 from shard_node.groups import BUSY_RESULT, Counts, Groups
@@ -247,8 +247,8 @@ class Ledger:
         # Point of no return: from here on the transfer must succeed.
         self.memory.touch(source)
         self.memory.touch(destination)
-        paying = paying if paying is not EMPTY else self._new_balance(source, currency)
-        paid = paid if paid is not EMPTY else self._new_balance(destination, currency)
+        paying = paying if paying is not EMPTY else source.open_balance(currency, self.log_id)
+        paid = paid if paid is not EMPTY else destination.open_balance(currency, self.log_id)
         write_transfer(
             block.records,
             body,
@@ -465,10 +465,6 @@ class Ledger:
         members = [Member(body, self.log_id, self.log_id, metadata)]
         time_us, minor = self.groups.record_refusal(members, reason, 0)
         return RESULT.pack(REFUSED, reason, 0, 0, time_us, minor)
-
-    def _new_balance(self, account: Account, currency: int) -> Balance:
-        balance = account.balances[currency] = Balance(currency, self.log_id)
-        return balance
 
 
 def _refused(reason: RefusalReason, differing: DifferingField = DifferingField.NONE) -> bytes:

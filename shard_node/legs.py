@@ -271,10 +271,7 @@ def posting_time_us(account: Account, import_us: int, stamp_us: int) -> int:
 
 def balance_of(account: Account, currency: int, log_id: int) -> Balance:
     """The account's balance in a currency, made when this is the first of it."""
-    balance = account.balance(currency)
-    if balance is None:
-        balance = account.balances[currency] = Balance(currency, log_id)
-    return balance
+    return account.balance(currency) or account.open_balance(currency, log_id)
 
 
 def reserve(memory: Memory, reservations: tuple[Reservation, ...], log_id: int) -> None:

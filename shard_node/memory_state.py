@@ -12,7 +12,6 @@ from shard_node.books import (
     HOUR_US,
     PERIOD_KEY,
     Account,
-    Balance,
     Period,
     period_start_us,
     read_account_row,
@@ -89,7 +88,7 @@ class MemoryState:
         stop = bisect_left(self._balance_keys, ACCOUNT_KEY.pack(account_id + 1))
         for row_key in self._balance_keys[start:stop]:
             currency, period = read_balance_row(row_key, self._balances[row_key])
-            account.balances[currency] = Balance.from_period(currency, period)
+            account.open_balance(currency, period.last_log).go_on_from(period)
         return account
 
     def find_keys(self, keys: list[bytes]) -> dict[bytes, int]:

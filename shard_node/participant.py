@@ -219,12 +219,13 @@ class Participant:
         time_us = posting_time_us(source, legs[0].import_us, now_us)
         self._poster.post(legs, header.transaction_id, header.first_source, now_us)
         self._groups.counts.completed += len(members)
-        minor = source.balances[legs[0].currency].minor
+        held = source.balance(legs[0].currency)
+        assert held, "a leg was posted to it"
         return pack_answer(
             _FATE_COMMITTED,
             _OUTCOME_COMMITTED,
             time_us=time_us,
-            minor=minor,
+            minor=held.minor,
             decided_us=now_us,
             transaction_id=header.transaction_id,
             unposted=True,

@@ -39,7 +39,6 @@ from shard_node.books import (
     PERIOD_KEY,
     PERIOD_OWNER_BYTES,
     Account,
-    Balance,
     Period,
     period_start_us,
     read_account_row,
@@ -263,7 +262,7 @@ class LmdbState:
         more = balances.set_range(key)
         while more and (row := balances.item())[0].startswith(key):
             currency, period = read_balance_row(row[0], open_row(*row))
-            account.balances[currency] = Balance.from_period(currency, period)
+            account.open_balance(currency, period.last_log).go_on_from(period)
             more = balances.next()
         return account
 

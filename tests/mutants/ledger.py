@@ -259,13 +259,13 @@ SUMS: Final = (
         ),
     ),
     planted(
-        "the balance at hand is taken for that of another currency",
+        "an account's own balance is taken for that of another currency",
         Promise.CONSERVATION,
         found_by("unit/test_ledger_conservation.py"),
         Edit(
             BOOKS,
-            "        if latest is not None and latest.currency == currency:\n",
-            "        if latest is not None:\n",
+            "        if self.currency == currency:\n",
+            "        if self.currency != _NO_CURRENCY:\n",
         ),
     ),
     planted(

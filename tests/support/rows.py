@@ -5,4 +5,6 @@ from shard_node.books import Balance, Period
 
 def balance_row(account_id: int, currency: int, period: Period) -> tuple[bytes, bytes]:
     """The row of a balance whose current period this is."""
-    return Balance.from_period(currency, period).row(account_id)
+    balance = Balance(currency, period.last_log)
+    balance.go_on_from(period)
+    return balance.row(account_id)

@@ -122,7 +122,9 @@ def test_a_balance_goes_on_from_its_latest_row() -> None:
     for sequence, (amount, time_us) in enumerate(zip(amounts, times, strict=True), 1):
         post(broken, amount, sequence, time_us)
         rows.update(period_row(9, 1, each) for each in broken.closed)
-        broken = Balance.from_period(*read_balance_row(*broken.row(9)))
+        currency, period = read_balance_row(*broken.row(9))
+        broken = Balance(currency, period.last_log)
+        broken.go_on_from(period)
     assert broken.minor == straight.minor == list(accumulate(amounts))[-1]
     ended = [read_period_row(key, rows[key]) for key in sorted(rows)]
     assert [*ended, broken.current()] == periods_of(straight)
@@ -209,10 +211,25 @@ def test_a_row_of_what_can_be_no_account_is_damage() -> None:
             read_account_row(account_id.to_bytes(8, "big"), value)
 
 
+def test_an_account_is_its_first_balance_and_has_the_others() -> None:
+    account = Account(1, 1, 1, 0, I64_MAX, START_US)
+    assert account.balances == {}
+    assert all(account.balance(currency) is None for currency in (0, 1, 2))
+    first = account.open_balance(7, LOG)
+    assert first is account.balance(7)
+    assert (first.currency, first.minor, first.last_log) == (7, 0, LOG)
+    assert account.balance(1) is None
+    others = [account.open_balance(currency, LOG + currency) for currency in (1, 2)]
+    post(others[0], 4, 9, START_US)
+    assert [account.balance(currency) for currency in (7, 1, 2)] == [first, *others]
+    assert account.balances == {7: first, 1: others[0], 2: others[1]}
+    assert [each.last_log for each in account.balances.values()] == [LOG, LOG + 1, LOG + 2]
+    assert (first.minor, others[0].minor, others[1].minor) == (0, 4, 0)
+
+
 def test_an_account_without_entries_has_no_latest_entry() -> None:
     account = Account(1, 1, 1, 0, I64_MAX, START_US, changed_sequence=3)
     assert (account.latest_time_us(), account.latest_sequence()) == (0, 3)
     for currency, (time_us, sequence) in {1: (50, 9), 2: (70, 5)}.items():
-        account.balances[currency] = Balance(currency, LOG)
-        post(account.balances[currency], 4, sequence, time_us)
+        post(account.open_balance(currency, LOG), 4, sequence, time_us)
     assert (account.latest_time_us(), account.latest_sequence()) == (70, 9)
