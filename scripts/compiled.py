@@ -39,6 +39,7 @@ MODULES: Final = (
     "shard_node/books.py",
     "shard_node/clearing.py",
     "shard_node/groups.py",
+    "shard_node/key_table.py",
     "shard_node/ledger.py",
     "shard_node/legs.py",
     "shard_node/memory.py",

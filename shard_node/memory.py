@@ -6,7 +6,7 @@
   the draft whose rows were not taken yet makes the draft take them first, so every row shows the
   account as it was when the draft was begun.
 - An account may leave memory when a committed checkpoint has its last change (`committed_epoch`).
-- Keys of the epochs not committed are in two dictionaries, the current and the draft's; older ones
+- Keys of the epochs not committed are in two tables, the current and the draft's; older ones
   are in the state.
 """
 
@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 from shard_node.account_table import AccountTable
 from shard_node.books import Account, Balance, account_row, period_row
+from shard_node.key_table import KeyTable
 from shard_node.transactions import Changed, transaction_row
 
 PASSED_PER_ROW: Final = 8
@@ -193,10 +194,8 @@ class Memory:
 
     def __init__(self, store: LedgerStore, sequence: int, accounts_max: int) -> None:
         self.accounts = AccountTable()
-        self.keys: dict[bytes, int] = {}
-        self.draft_keys: dict[bytes, int] = {}
-        self._draft_newest = b""
-        self._newest = b""
+        self.keys = KeyTable()
+        self.draft_keys = KeyTable()
         self.loads = self.legs = 0
         self._store = store
         self._accounts_max = accounts_max
@@ -239,21 +238,12 @@ class Memory:
         return (self.find_stored([key]) if stored is None else stored).get(key)
 
     def find_recent(self, key: bytes) -> int | None:
-        """As `find_key`, of the records that no committed checkpoint has.
-
-        Most ids are made in the order of time, so that a new key comes after all of the draft's: to
-        see that costs a tenth of a look into a dictionary so large that no cache holds it.
-        """
-        found = self.keys.get(key)
-        if not found and key <= self._draft_newest:
-            found = self.draft_keys.get(key)
-        return found
+        """As `find_key`, of the records that no committed checkpoint has."""
+        return self.keys.get(key) or self.draft_keys.get(key)
 
     def add_key(self, key: bytes, sequence: int) -> None:
         """Remembers a record's sequence under its transfer's key."""
-        self.keys[key] = sequence
-        if key > self._newest:  # noqa: PLR1730 - `max` would be a call
-            self._newest = key
+        self.keys.add(key, sequence)
 
     def find_stored(self, keys: list[bytes]) -> dict[bytes, int]:
         """Those of `keys` that the latest committed checkpoint knows, with their sequences."""
@@ -285,8 +275,7 @@ class Memory:
         assert self._draft is None, "one checkpoint at a time"
         self._draft = Draft(self._epoch, self._draft_from, sequence, self._touched)
         self._draft_from = sequence + 1
-        self.draft_keys, self.keys = self.keys, {}
-        self._draft_newest, self._newest = self._newest, b""
+        self.draft_keys, self.keys = self.keys, KeyTable()
         self._touched = []
         self.legs = 0
         self._epoch += 1
@@ -309,13 +298,11 @@ class Memory:
         if draft is None:
             return True
         assert draft.epoch <= self._committed_epoch, "the checkpoint must be committed first"
-        keys = self.draft_keys
-        for _ in range(min(items_max, len(keys))):
-            keys.popitem()
+        self.draft_keys.drop(items_max)
         reviewed = min(items_max, self._to_review)
         self._to_review -= reviewed
         self._review(reviewed)
-        if keys or self._to_review or not draft.forget_closed(items_max):
+        if self.draft_keys or self._to_review or not draft.forget_closed(items_max):
             return False
         self._draft = None
         return True

@@ -134,18 +134,18 @@ DECISIONS: Final = (
         found_by("unit/test_ledger_keys.py::test_a_key_is_known_wherever_its_record_is"),
         Edit(
             "shard_node/memory.py",
-            "            found = self.draft_keys.get(key)\n",
-            "            found = None\n",
+            "        return self.keys.get(key) or self.draft_keys.get(key)\n",
+            "        return self.keys.get(key)\n",
         ),
     ),
     planted(
-        "the last of the keys of the checkpoint under way is taken for a new one",
+        "the last of the keys is taken for a new one",
         Promise.EXACTLY_ONCE,
         found_by("unit/test_ledger_keys.py::test_a_key_is_known_wherever_its_record_is"),
         Edit(
-            "shard_node/memory.py",
-            "        if not found and key <= self._draft_newest:\n",
-            "        if not found and key < self._draft_newest:\n",
+            "shard_node/key_table.py",
+            "        if key > self._newest:\n            return",
+            "        if key >= self._newest:\n            return",
         ),
     ),
     planted(
@@ -153,7 +153,7 @@ DECISIONS: Final = (
         Promise.EXACTLY_ONCE,
         found_by("unit/test_ledger_keys.py::test_a_key_is_known_in_whatever_order_they_came"),
         Edit(
-            "shard_node/memory.py",
+            "shard_node/key_table.py",
             "        if key > self._newest:  # noqa: PLR1730 - `max` would be a call\n",
             "        if key:\n",
         ),

@@ -51,6 +51,7 @@ PURE_CORES = {
     "shard_node.clearing",
     "shard_node.damage",
     "shard_node.groups",
+    "shard_node.key_table",
     "shard_node.ledger",
     "shard_node.legs",
     "shard_node.memory",

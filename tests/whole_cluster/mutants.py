@@ -71,8 +71,7 @@ def _forget_a_key_after_restart() -> AbstractContextManager[None]:
 
     def replay(self: Ledger, block: BlockDraft) -> None:
         right(self, block)
-        if self.memory.keys:
-            self.memory.keys.popitem()
+        self.memory.keys.drop(1)
 
     return _instead(Ledger, "replay", replay)
 
