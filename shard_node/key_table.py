@@ -51,9 +51,11 @@ class KeyTable:
         return self._parts[_part(key)].get(key)
 
     def add(self, key: bytes, sequence: int) -> None:
-        """Puts in a key that is not here yet."""
-        self._parts[_part(key)][key] = sequence
-        self._count += 1
+        """Puts in a key, or another sequence for it: a damaged log may have one twice."""
+        part = self._parts[_part(key)]
+        before = len(part)
+        part[key] = sequence
+        self._count += len(part) - before
         if key > self._newest:  # noqa: PLR1730 - `max` would be a call
             self._newest = key
 
