@@ -102,6 +102,7 @@ IMPORT_AT: Final = 48
 CURRENCY_AT: Final = 56
 METADATA_LENGTH_AT: Final = 58
 INDEX_AT: Final = 61
+GROUP_SIZE_AT: Final = 62
 """Where a body has what the hot path reads of it, one number at a time."""
 
 MEMBER_BODY: Final = struct.Struct("<16s2Qq2QHH3Bx")
@@ -143,12 +144,16 @@ HEADER: Final = struct.Struct("<16sqQHB5x")
 VOTE: Final = struct.Struct("<3B5x")
 """vote, refusal reason, index."""
 
+VOTE_BYTES: Final = 8
+
 ANSWER: Final = struct.Struct("<7Bx3q16s")
 """fate, outcome, refusal reason, differing field, repeat, index, unposted, time, source's balance
 after, decided, transaction id."""
 
 DECISION: Final = struct.Struct("<16sq")
 """transaction id, time."""
+
+DECISION_BYTES: Final = 24
 
 RESOLUTION: Final = struct.Struct("<B7xq")
 """fate, decided."""
@@ -158,6 +163,8 @@ TRANSACTION_ID_BYTES: Final = 16
 _COMPLETED: Final = 1  # TransferStatus
 
 assert BODY_BYTES == 64
+assert VOTE.size == VOTE_BYTES
+assert DECISION.size == DECISION_BYTES
 assert RESULT_BYTES == 24
 
 

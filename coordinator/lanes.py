@@ -63,7 +63,8 @@ class Lane(Generic[T]):
         self._send = send
         self._rng = rng
         self._rules = rules
-        self._queue: list[tuple[T, int]] = []
+        self._queue: list[T] = []
+        self._weights: list[int] = []  # of what is queued; pairs would burden the collector
         self._weight = 0
         self._calls = 0
         self._small_calls = 0
@@ -81,7 +82,8 @@ class Lane(Generic[T]):
         rules = self._rules
         if rules.queued_max and self._weight + weight > rules.queued_max:
             return False
-        self._queue.append((item, weight))
+        self._queue.append(item)
+        self._weights.append(weight)
         self._weight += weight
         if self._pump_handle is None:
             self._schedule(max(rules.hold_s, self._pause_s))
@@ -100,6 +102,7 @@ class Lane(Generic[T]):
             )
             self._pump_now()
         self._queue.clear()
+        self._weights.clear()
         self._weight = 0
         for task in self._tasks:
             task.cancel()
@@ -140,18 +143,16 @@ class Lane(Generic[T]):
         """Take from the queue's head what fits one call."""
         queue = self._queue
         if self._weight <= BATCH_TRANSFERS_MAX:
-            batch = [item for item, _ in queue]
-            queue.clear()
-            self._weight = 0
-            return batch
+            self._queue, self._weights, self._weight = [], [], 0
+            return queue
         taken = weight = 0
-        for _, own in queue:
+        for own in self._weights:
             if taken and weight + own > BATCH_TRANSFERS_MAX:
                 break
             weight += own
             taken += 1
-        batch = [item for item, _ in queue[:taken]]
-        del queue[:taken]
+        batch = queue[:taken]
+        del queue[:taken], self._weights[:taken]
         self._weight -= weight
         return batch
 

@@ -35,7 +35,7 @@ from cluster.shard_client import (
     LIST_TRANSACTIONS,
     RESOLVE,
 )
-from coordinator.rounds import Shards
+from coordinator.shards import Shards
 from doubloon.v1 import coordinator_service_pb2 as coordinator_pb2
 from doubloon.v1 import shard_service_pb2 as shard_pb2
 

@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import grpc
 import structlog
@@ -41,7 +41,6 @@ from cluster.shard_client import (
     Q,
     R,
 )
-from cluster.topology import Topology
 from coordinator.actions import (
     NOT_UNDERSTOOD,
     AbortPrepared,
@@ -55,8 +54,9 @@ from coordinator.actions import (
 )
 from coordinator.lanes import Lane, LaneRules
 from coordinator.routes import TURN_MAX, Routes
+from coordinator.shards import Shards
 from coordinator.transactions import Item, Job
-from coordinator.two_phase import IllegalTransition, State
+from coordinator.two_phase import HomeAnswer, IllegalTransition, State
 from coordinator.window import Ending, WindowRules
 from doubloon.v1 import shard_service_pb2 as shard_pb2
 
@@ -81,33 +81,13 @@ DEADLINE_GRACE_S: Final = 0.01
 _ENDED: Final = State.ENDED
 _PREPARING: Final = State.PREPARING
 _WAITING: Final = State.WAITING
-_COMMITTED: Final = Fate.COMMITTED
-_REFUSED: Final = Outcome.REFUSED
+_COMMITTED: Final = int(Fate.COMMITTED)
+_REFUSED: Final = int(Outcome.REFUSED)
 _DONE: Final = Ending.DONE
 _RETRYING: Final = Ending.RETRYING
 _CUT_OFF: Final = Ending.CUT_OFF
 
 _LOG = structlog.stdlib.get_logger("rounds")
-
-
-class Shards(Protocol):
-    """How shards are reached; `cluster.shard_pool.ShardPool` is the real one."""
-
-    @property
-    def topology(self) -> Topology:
-        """The last known topology. Raises Fault when there is none."""
-        ...
-
-    async def call(
-        self,
-        shard_id: int,
-        method: Method[Q, R],
-        request: Q,
-        topology_version: int,
-        deadline_s: float,
-    ) -> R:
-        """Ask a shard, again while it is unavailable, until the deadline. Raises Fault."""
-        ...
 
 
 @dataclass(slots=True)
@@ -324,15 +304,26 @@ class Rounds:
         votes = b"" if response is None else response.votes
         if response is None or len(votes) != len(batch) * VOTE.size:
             for item in batch:
-                self._event(item, item.unreached, shard)
+                self._event(item, lambda item: item.unreached(shard))
             return False
         self._clock.observe(response.clock_us)
-        rows = list(zip(batch, VOTE.iter_unpack(votes), strict=True))
-        for at in range(0, len(rows), TURN_MAX):
-            await _next_turn(at)
-            for item, (vote, reason, index) in rows[at : at + TURN_MAX]:
-                self._event(item, item.vote, shard, vote, reason, index)
+        for at, item in enumerate(batch):
+            if at % TURN_MAX == 0:
+                await _next_turn(at)
+            start = at * VOTE.size
+            self._voted(item, shard, votes[start], votes[start + 1], votes[start + 2])
         return True
+
+    def _voted(self, item: Item, shard: int, vote: int, reason: int, index: int) -> None:
+        # As `_event`, but for the cost of a call that it is given: so are the other two.
+        if item.is_settled:
+            return
+        try:
+            actions = item.vote(shard, vote, reason, index)
+        except IllegalTransition as error:
+            self._give_up(item, error)
+        else:
+            self._follow(item, actions)
 
     async def _commit_home(self, shard: int, version: int, batch: list[Item]) -> bool:
         """COMMIT, to the home."""
@@ -347,18 +338,26 @@ class Rounds:
         answers = b"" if response is None else response.answers
         if response is None or len(answers) != len(batch) * ANSWER.size:
             for item in batch:
-                self._event(item, item.home_unknown)
+                self._event(item, lambda item: item.home_unknown())
             self._retry_later(batch)
             return False
         self._clock.observe(response.clock_us)
-        rows = list(zip(batch, ANSWER.iter_unpack(answers), strict=True))
-        for at in range(0, len(rows), TURN_MAX):
-            await _next_turn(at)
-            for item, answer in rows[at : at + TURN_MAX]:
-                self._event(item, item.home_answer, answer)
-                self._count_outcome(answer[0], answer[1])
+        for at, item in enumerate(batch):
+            if at % TURN_MAX == 0:
+                await _next_turn(at)
+            self._decided(item, ANSWER.unpack_from(answers, at * ANSWER.size))
         self._retry_later(batch)
         return True
+
+    def _decided(self, item: Item, answer: HomeAnswer) -> None:
+        if not item.is_settled:
+            try:
+                actions = item.home_answer(answer)
+            except IllegalTransition as error:
+                self._give_up(item, error)
+            else:
+                self._follow(item, actions)
+        self._count_outcome(answer[0], answer[1])
 
     async def _commit_prepared(self, shard: int, batch: list[Item]) -> bool:
         """COMMIT, to a participant."""
@@ -368,14 +367,24 @@ class Rounds:
         response = await self._call(shard, COMMIT_PREPARED, request)
         if response is None:
             for item in batch:
-                self._event(item, item.post_unknown, shard)
+                self._event(item, lambda item: item.post_unknown(shard))
             return False
         self._clock.observe(response.clock_us)
-        for at in range(0, len(batch), TURN_MAX):
-            await _next_turn(at)
-            for item in batch[at : at + TURN_MAX]:
-                self._event(item, item.posted, shard)
+        for at, item in enumerate(batch):
+            if at % TURN_MAX == 0:
+                await _next_turn(at)
+            self._posted(item, shard)
         return True
+
+    def _posted(self, item: Item, shard: int) -> None:
+        if item.is_settled:
+            return
+        try:
+            actions = item.posted(shard)
+        except IllegalTransition as error:
+            self._give_up(item, error)
+        else:
+            self._follow(item, actions)
 
     async def _abort(self, shard: int, batch: list[bytes]) -> bool:
         request = shard_pb2.AbortPreparedRequest(transactions=b"".join(batch))
@@ -401,15 +410,19 @@ class Rounds:
             _LOG.debug("call_failed", shard=shard, method=method.name, fault=str(fault))
             return None
 
-    def _event(self, item: Item, event: Callable[..., Actions], *args: object) -> None:
+    def _event(self, item: Item, event: Callable[[Item], Actions]) -> None:
         """Apply an event and do what it calls for."""
         if item.is_settled:
             return
         try:
-            actions = event(*args)
+            actions = event(item)
         except IllegalTransition as error:
             self._give_up(item, error)
-            return
+        else:
+            self._follow(item, actions)
+
+    def _follow(self, item: Item, actions: Actions) -> None:
+        """Do what an event called for, if anything."""
         if actions or item.state is _ENDED:
             self._apply(item, actions)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from cluster.packed import BATCH_TRANSFERS_MAX, GROUP_SIZE_MAX, HEADER, MEMBER
 from coordinator.two_phase import Transaction
 
@@ -69,6 +71,7 @@ class Job:
             self._done()
 
 
+@mypyc_attr(acyclic=True)  # see `Transaction`
 class Item(Transaction):
     """A transaction with the bytes that its messages are made of.
 
@@ -166,6 +169,7 @@ def take_apart(members: bytes, metadata: bytes) -> list[Item]:
         )
     rows = list(_MEMBER_FIELDS.iter_unpack(members))
     items = []
+    alone: dict[int, tuple[int, ...]] = {}  # each shard as the only participant
     at = metadata_at = 0
     while at < count:
         source, metadata_bytes, index, size, home, other = rows[at]
@@ -175,7 +179,8 @@ def take_apart(members: bytes, metadata: bytes) -> list[Item]:
             end = metadata_at + metadata_bytes
             start = at * _MEMBER_BYTES
             own = members[start : start + _MEMBER_BYTES]
-            item = Item(home, (other,), source, 1, own, metadata[metadata_at:end], None)
+            participants = alone.setdefault(other, (other,))
+            item = Item(home, participants, source, 1, own, metadata[metadata_at:end], None)
             at, metadata_at = at + 1, end
         else:
             own_rows = rows[at : at + size]

@@ -59,6 +59,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from cluster.packed import DECISION, GROUP_RESULT, VOTE, Fate, Outcome, Vote
 from cluster.refusals import RefusalReason
 from coordinator.actions import (
@@ -181,12 +183,12 @@ _EVENT_POSTED: Final = Event.POSTED
 _EVENT_POST_UNKNOWN: Final = Event.POST_UNKNOWN
 _EVENT_UNREACHED: Final = Event.UNREACHED
 _EVENT_VOTE: Final = Event.VOTE
-_VOTE_NO: Final = Vote.NO
-_VOTE_YES: Final = Vote.YES
-_FATE_ABORTED: Final = Fate.ABORTED
-_FATE_COMMITTED: Final = Fate.COMMITTED
-_OUTCOME_COMMITTED: Final = Outcome.COMMITTED
-_OUTCOME_REFUSED: Final = Outcome.REFUSED
+_VOTE_NO: Final = int(Vote.NO)
+_VOTE_YES: Final = int(Vote.YES)
+_FATE_ABORTED: Final = int(Fate.ABORTED)
+_FATE_COMMITTED: Final = int(Fate.COMMITTED)
+_OUTCOME_COMMITTED: Final = int(Outcome.COMMITTED)
+_OUTCOME_REFUSED: Final = int(Outcome.REFUSED)
 _STATUS_COMMITTED_POSTING: Final = Status.COMMITTED_POSTING
 _STATUS_COMPLETED: Final = Status.COMPLETED
 _STATUS_REFUSED: Final = Status.REFUSED
@@ -204,6 +206,9 @@ _INQUIRE: Final = CommitHome(VOTE.pack(Vote.NO, _INQUIRY_REASON, 0))
 _NO_REFUSAL: Final = (len(RefusalReason) + 1, 0)
 
 
+# Acyclic, as what ends leaves its route: a collector that looked at tens of thousands of them under
+# way took a seventh of a coordinator's time.
+@mypyc_attr(acyclic=True)
 class Transaction:
     """One transaction.
 
@@ -224,8 +229,10 @@ class Transaction:
         "_awaited",
         "_decision",
         "_held",
+        "_minor",
         "_refusal",
-        "_result",
+        "_repeat",
+        "_time_us",
         "_undecidable",
         "deadline_us",
         "home",
@@ -240,13 +247,13 @@ class Transaction:
         self.state = _WAITING
         self.transaction_id = b""
         self.deadline_us = 0
-        self._awaited: list[int] = []  # participants that have yet to answer
+        self._awaited: tuple[int, ...] = ()  # participants that have yet to answer
         self._held: tuple[int, ...] = ()  # participants that may hold a reservation
         self._refusal = _NO_REFUSAL
         self._undecidable = False
         self._asked: CommitHome | None = None  # what the home is
         self._decision = b""
-        self._result = (0, 0, 0)  # repeat, time, balance of what has been committed
+        self._repeat = self._time_us = self._minor = 0  # of what has been committed
 
     @property
     def is_answered(self) -> bool:
@@ -260,7 +267,7 @@ class Transaction:
         self._go(_EVENT_BEGIN, _PREPARING)
         self.transaction_id = transaction_id
         self.deadline_us = deadline_us
-        self._awaited = list(self.participants)
+        self._awaited = self.participants
         self._held = self.participants
         self._refusal = _NO_REFUSAL
         self._undecidable = False
@@ -328,10 +335,10 @@ class Transaction:
         self._check_awaited(_EVENT_POSTED, shard)
         if len(self._awaited) > 1:
             self._go(_EVENT_POSTED, state)
-            self._awaited.remove(shard)
+            self._await_no_more(shard)
             return _NOTHING
         self._go(_EVENT_POSTED, _ENDED)
-        self._awaited = []
+        self._awaited = ()
         if state is _POSTING:
             return Answer(self._completed(_STATUS_COMPLETED)), _FINISH
         if state is _FOLLOWING:
@@ -392,7 +399,7 @@ class Transaction:
         elif refusal != _NO_REFUSAL:
             ask = CommitHome(VOTE.pack(_VOTE_NO, *refusal))
         self._go(event, after)
-        self._awaited.remove(shard)
+        self._await_no_more(shard)
         if held is not None:
             self._held = held
         self._refusal = refusal
@@ -406,34 +413,32 @@ class Transaction:
             raise IllegalTransition("the home has committed what it was told not to")
         state, unposted = self.state, answer[6]
         unheard = state is _DECIDING_UNHEARD
-        result = (0, answer[7], answer[8])
         if not unposted:
             # It was committed when asked before, and a sweep has finished it since.
             self._go(_EVENT_HOME_ANSWER, _ENDED)
-            self._result = result
+            self._keep(0, answer[7], answer[8])
             return _NOTHING if unheard else (Answer(self._completed(_STATUS_COMPLETED)),)
         self._go(_EVENT_HOME_ANSWER, _POSTING_UNHEARD if unheard else _POSTING)
-        self._result = result
+        self._keep(0, answer[7], answer[8])
         self._decision = DECISION.pack(self.transaction_id, answer[9])
-        self._awaited = list(self.participants)
+        self._awaited = self.participants
         return (CommitPrepared(self._decision, self.participants),)
 
     def _committed_by_another(self, answer: HomeAnswer) -> Actions:
         """Another attempt has won; its participants are the same, and the client waits for them."""
         abort = self._abort()
         unposted = answer[6]
-        result = (answer[4], answer[7], answer[8])
         if self.state is _DECIDING_UNHEARD:
             self._go(_EVENT_HOME_ANSWER, _ENDED)
             return abort
         if not unposted:
             self._go(_EVENT_HOME_ANSWER, _ENDED)
-            self._result = result
+            self._keep(answer[4], answer[7], answer[8])
             return Answer(self._completed(_STATUS_COMPLETED)), *abort
         self._go(_EVENT_HOME_ANSWER, _FOLLOWING)
-        self._result = result
+        self._keep(answer[4], answer[7], answer[8])
         self._decision = DECISION.pack(answer[10], answer[9])
-        self._awaited = list(self.participants)
+        self._awaited = self.participants
         return CommitPrepared(self._decision, self.participants), *abort
 
     def _refused(self, answer: HomeAnswer) -> Actions:
@@ -476,11 +481,16 @@ class Transaction:
         if shard not in self._awaited:
             raise IllegalTransition(f"{event.name} of shard {shard} in {self.state.name}")
 
+    def _await_no_more(self, shard: int) -> None:
+        self._awaited = tuple([each for each in self._awaited if each != shard])
+
+    def _keep(self, repeat: int, time_us: int, minor: int) -> None:
+        self._repeat, self._time_us, self._minor = repeat, time_us, minor
+
     def _abort(self) -> Actions:
         if not self._held:
             return _NOTHING
         return (AbortPrepared(DECISION.pack(self.transaction_id, self.deadline_us), self._held),)
 
     def _completed(self, status: Status) -> bytes:
-        repeat, time_us, balance = self._result
-        return GROUP_RESULT.pack(status, 0, 0, repeat, 0, 0, time_us, balance)
+        return GROUP_RESULT.pack(status, 0, 0, self._repeat, 0, 0, self._time_us, self._minor)

@@ -38,6 +38,7 @@ MODULES: Final = (
     "shard_node/batch.py",
     "shard_node/books.py",
     "shard_node/clearing.py",
+    "shard_node/ended.py",
     "shard_node/groups.py",
     "shard_node/key_table.py",
     "shard_node/ledger.py",

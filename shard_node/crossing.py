@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from cluster.faults import Fault
 from cluster.packed import (
     BODY_BYTES,
+    DECISION_BYTES,
     KEY_BYTES,
     KEY_SOURCE,
     MEMBER_BODY,
+    MEMBER_BYTES,
     TRANSACTION_ID_BYTES,
+    VOTE_BYTES,
 )
 from doubloon.v1 import (
     coordinator_service_pb2,
@@ -33,15 +36,18 @@ from shard_node.log import first_sequence_since
 from shard_node.records import LEG, RecordKind, records_of
 from shard_node.transactions import Prepared
 from shard_node.unpacking import (
-    check_decided,
+    check_votes,
     decisions_of,
     groups_of,
+    records_to_decide,
+    records_to_post,
+    records_to_prepare,
     requests_to_decide,
     requests_to_prepare,
+    shares,
     transaction_ids_of,
-    votes_of,
 )
-from shard_node.work import CALL_RECORDS_MAX, RECORDS_PER_MEMBER
+from shard_node.work import RECORDS_PER_MEMBER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     from shard_node.currencies import Currencies
     from shard_node.engine import Engine
     from shard_node.transactions import Decided
+    from shard_node.unpacking import Share
 
 LIST_DEFAULT: Final = 1_000
 LIST_MAX: Final = 8_192
@@ -68,8 +75,6 @@ FINISH_IDS: Final = 1_024
 
 AUDIT_AGE_MAX_US: Final = 60 * SECOND_US
 """How long ago the time of an audit may be; positions are kept twice as long by the second."""
-
-ItemT = TypeVar("ItemT")
 
 Context = Any  # grpc.aio.ServicerContext, generic in what handlers do not use
 
@@ -112,11 +117,13 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         requests = await requests_to_prepare(
             request.headers, request.members, request.metadata, self._engine.identity.shard_id
         )
-        members = sum(each.header.members_count for each in requests)
+        members = len(request.members) // MEMBER_BYTES
         room = self._engine.has_room(RECORDS_PER_MEMBER * members + len(requests))
-        prepare = partial(self._engine.ledger.participant.prepare_all, room=room)
-        records = [1 + each.header.members_count for each in requests]
-        votes = await self._finish_some(prepare, requests, records)
+        prepare = self._engine.ledger.participant.prepare_all
+        votes = await self._finish_shares(
+            shares(records_to_prepare(requests)),
+            lambda start, end: prepare(requests[start:end], room=room),
+        )
         return shard_service_pb2.PrepareResponse(votes=votes, clock_us=self._engine.clock_us)
 
     async def CommitHome(  # noqa: N802 - the contract's name
@@ -132,14 +139,19 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
             self._engine.identity.shard_id,
             self._engine.clock_us,
         )
-        votes = votes_of(request.votes, requests)
-        records = [1 + RECORDS_PER_MEMBER * each.header.members_count for each in requests]
+        votes = request.votes
+        check_votes(votes, requests)
+        some = shares(records_to_decide(requests))
         # It ends what others have prepared, so load does not refuse it; but nothing was promised
         # of the home's own part, so lack of space does.
-        room = self._engine.has_space(sum(records))
-        commit = partial(self._engine.ledger.participant.commit_home_all, room=room)
-        asked = list(zip(requests, votes, strict=True))
-        answers = await self._finish_some(commit, asked, records)
+        room = self._engine.has_space(sum(each.records for each in some))
+        commit = self._engine.ledger.participant.commit_home_all
+        answers = await self._finish_shares(
+            some,
+            lambda start, end: commit(
+                requests[start:end], votes[start * VOTE_BYTES : end * VOTE_BYTES], room=room
+            ),
+        )
         return shard_service_pb2.CommitHomeResponse(answers=answers, clock_us=self._engine.clock_us)
 
     async def CommitPrepared(  # noqa: N802 - the contract's name
@@ -148,12 +160,12 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
         """Posts what was prepared."""
         self._check_target(context)
         self._engine.observe(request.clock_us)
-        decisions = decisions_of(request.decisions, "decisions")
-        participant, table = self._engine.ledger.participant, self._engine.ledger.transactions
-        check_decided(decisions, table)
-        prepared = [table.prepared.get(transaction_id) for transaction_id, _ in decisions]
-        records = [1 + (len(each.legs) if each else 0) for each in prepared]
-        await self._finish_some(participant.commit_prepared_all, decisions, records)
+        decisions = request.decisions
+        commit = self._engine.ledger.participant.commit_prepared_all
+        await self._finish_shares(
+            shares(records_to_post(decisions, self._engine.ledger.transactions)),
+            lambda start, end: commit(decisions[start * DECISION_BYTES : end * DECISION_BYTES]),
+        )
         return shard_service_pb2.CommitPreparedResponse(clock_us=self._engine.clock_us)
 
     async def AbortPrepared(  # noqa: N802 - the contract's name
@@ -295,20 +307,12 @@ class CrossingServicer(shard_service_pb2_grpc.ShardServiceServicer):
             await asyncio.sleep(0)
         return shard_service_pb2.ListCrossingsResponse(crossings=found[:CROSSINGS_MAX])
 
-    async def _finish_some(
-        self, call: Callable[[list[ItemT]], bytes], items: list[ItemT], records: list[int]
-    ) -> bytes:
-        """As `_finish`, for a call that takes many: as many at once as one turn may have."""
-        calls: list[Any] = []
-        sums: list[int] = []
-        start, total = 0, 0
-        for at, count in enumerate(records):
-            if total + count > CALL_RECORDS_MAX and at > start:
-                calls.append(partial(call, items[start:at]))
-                sums.append(total)
-                start, total = at, 0
-            total += count
-        return await self._finish([*calls, partial(call, items[start:])], [*sums, total])
+    async def _finish_shares(self, some: list[Share], call: Callable[[int, int], bytes]) -> bytes:
+        """As `_finish`, for a call that takes items from one up to another."""
+        return await self._finish(
+            [partial(call, each.start, each.end) for each in some],
+            [each.records for each in some],
+        )
 
     async def _finish(self, calls: list[Any], records: list[int]) -> bytes:
         try:

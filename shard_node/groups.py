@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cluster.packed import (
     BODY,
     GROUP_RESULT,
+    GROUP_SIZE_AT,
     KEY_BYTES,
     MEMBER_BODY,
     DifferingField,
@@ -15,7 +16,7 @@ from cluster.packed import (
 from cluster.refusals import RefusalReason, is_recorded
 from shard_node.legs import check_legs, legs_on, posting_time_us
 from shard_node.recorded import first_difference, read_recorded
-from shard_node.records import EFFECTS, GROUP, GROUP_SIZE_AT, RecordKind
+from shard_node.records import EFFECTS, GROUP, RecordKind
 from shard_node.transactions import NO_TRANSACTION
 
 if TYPE_CHECKING:

@@ -422,7 +422,7 @@ class Ledger:
                 if wrong is not None:
                     row = f"the row of transactions with key {transaction_id.hex()}"
                     raise DamagedStateError(f"{row} {wrong}")
-            self.transactions.as_in_state(transaction_id)
+        self.transactions.mark_stored()
 
     def recall_ended(self, block: BlockDraft) -> None:
         """Remembers what ended, or was promised, in a block that the checkpoint covers."""

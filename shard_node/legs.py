@@ -26,14 +26,13 @@ from cluster.packed import (
     INDEX_AT,
     MEMBER_BYTES,
     METADATA_LENGTH_AT,
+    SHARDS_AT,
     SOURCE_AT,
 )
 from cluster.refusals import RefusalReason
 from shard_node.books import HOUR_US, Account, Balance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from shard_node.memory import Memory
 
 IMPORT_SHIFT_MAX_US: Final = HOUR_US
@@ -84,16 +83,19 @@ class Member:
 @mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Leg:
-    """One account's side of a member. Never changed.
+    """One account's side of a transfer. But for `account`, never changed.
 
     Attributes:
-        member: the transfer.
+        body, metadata: of the transfer.
         incoming: whether the account is paid.
-        account_id, currency, amount_minor, import_us, index: of the member's body.
+        account_id, currency, amount_minor, import_us, index: of the body.
         peer: the other account's shard.
+        account: the account, where it is certain to be the one in memory until the leg is posted:
+            it stays there (`reserve`), or nothing else is looked up before. None = look it up.
     """
 
-    member: Member
+    body: bytes
+    metadata: bytes
     incoming: bool
     account_id: int
     currency: int
@@ -101,10 +103,11 @@ class Leg:
     import_us: int
     index: int
     peer: int
+    account: Account | None = field(init=False, compare=False, repr=False)
 
-    def __init__(self, member: Member, *, incoming: bool, peer: int) -> None:
-        body = member.body
-        self.member = member
+    def __init__(self, body: bytes, metadata: bytes, *, incoming: bool, peer: int) -> None:
+        self.body = body
+        self.metadata = metadata
         self.incoming = incoming
         self.account_id = read_i64_le(body, DESTINATION_AT if incoming else SOURCE_AT)
         self.currency = body[CURRENCY_AT] | body[CURRENCY_AT + 1] << 8
@@ -112,6 +115,7 @@ class Leg:
         self.import_us = read_i64_le(body, IMPORT_AT)
         self.index = body[INDEX_AT]
         self.peer = peer
+        self.account = None
 
     @property
     def signed_minor(self) -> int:
@@ -122,27 +126,24 @@ class Leg:
 @mypyc_attr(acyclic=True)
 @dataclass(slots=True, init=False)
 class Reservation:
-    """What must stay free in a balance for legs to be posted later, minor units.
+    """What stays free in a balance for legs to be posted later, minor units. Never changed.
 
     Attributes:
-        account_id, currency: which balance.
+        account, balance: whose, and which; the account stays in memory.
         outgoing: not to be spent.
         incoming: not to be filled up.
-        account: the account, from `reserve` until `release`: it stays in memory for so long.
     """
 
-    account_id: int
-    currency: int
+    account: Account = field(compare=False, repr=False)
+    balance: Balance = field(compare=False, repr=False)
     outgoing: int
     incoming: int
-    account: Account | None = field(init=False, compare=False, repr=False)
 
-    def __init__(self, account_id: int, currency: int, outgoing: int, incoming: int) -> None:
-        self.account_id = account_id
-        self.currency = currency
+    def __init__(self, account: Account, balance: Balance, outgoing: int, incoming: int) -> None:
+        self.account = account
+        self.balance = balance
         self.outgoing = outgoing
         self.incoming = incoming
-        self.account = None
 
 
 @mypyc_attr(acyclic=True)
@@ -168,6 +169,11 @@ class Verdict:
 
 _FINE: Final = Verdict(None, 0, busy=False)
 _BUSY: Final = Verdict(None, 0, busy=True)
+_IS_FINE: Final = 0
+_IS_BUSY: Final = -1
+_INSUFFICIENT: Final = int(RefusalReason.INSUFFICIENT_FUNDS)
+_CAP_EXCEEDED: Final = int(RefusalReason.BALANCE_CAP_EXCEEDED)
+_OF_BALANCES: Final = (_INSUFFICIENT, _CAP_EXCEEDED)
 
 
 def split_members(members: bytes, metadata: bytes) -> list[Member]:
@@ -176,10 +182,10 @@ def split_members(members: bytes, metadata: bytes) -> list[Member]:
     at = 0
     for start in range(0, len(members), MEMBER_BYTES):
         body = members[start : start + BODY_BYTES]
-        shards = read_i32_le(members, start + BODY_BYTES)
+        source_shard, destination_shard = shards_of(members, start)
         length = body[METADATA_LENGTH_AT] | body[METADATA_LENGTH_AT + 1] << 8
         own = metadata[at : at + length] if length else b""
-        found.append(Member(body, shards & 0xFFFF, shards >> 16 & 0xFFFF, own))
+        found.append(Member(body, source_shard, destination_shard, own))
         at += length
     return found
 
@@ -199,66 +205,83 @@ def local_members(bodies: bytes, metadata: bytes, shard_id: int) -> list[Member]
 def legs_on(members: list[Member], shard_id: int) -> list[Leg]:
     """The legs of accounts of this shard, in the order in which they apply."""
     legs: list[Leg] = []
-    for member in members:
-        if member.source_shard == shard_id:
-            legs.append(Leg(member, incoming=False, peer=member.destination_shard))
-        if member.destination_shard == shard_id:
-            legs.append(Leg(member, incoming=True, peer=member.source_shard))
+    for each in members:
+        body, metadata = each.body, each.metadata
+        if each.source_shard == shard_id:
+            legs.append(Leg(body, metadata, incoming=False, peer=each.destination_shard))
+        if each.destination_shard == shard_id:
+            legs.append(Leg(body, metadata, incoming=True, peer=each.source_shard))
     return legs
+
+
+def legs_of(members: bytes, metadata: bytes, shard_id: int) -> list[Leg]:
+    """`legs_on`, of packed members."""
+    if len(members) != MEMBER_BYTES:
+        return legs_on(split_members(members, metadata), shard_id)
+    # As nearly always: one transfer, and one of its accounts.
+    source_shard, destination_shard = shards_of(members, 0)
+    if source_shard == destination_shard:
+        return legs_on(split_members(members, metadata), shard_id)
+    incoming = destination_shard == shard_id
+    peer = source_shard if incoming else destination_shard
+    return [Leg(members[:BODY_BYTES], metadata, incoming=incoming, peer=peer)]
+
+
+def shards_of(members: bytes, at: int) -> tuple[int, int]:
+    """The shards of a packed member's source and destination accounts."""
+    shards = read_i32_le(members, at + SHARDS_AT)
+    return shards & 0xFFFF, shards >> 16 & 0xFFFF
 
 
 def check_legs(memory: Memory, legs: list[Leg], stamp_us: int) -> Verdict:
     """Whether all legs can be posted, one after the other, beside everything that is reserved."""
-    refusals: list[tuple[RefusalReason, int]] = []
+    if len(legs) == 1:  # as nearly always
+        leg = legs[0]
+        account = leg.account = memory.account(leg.account_id)
+        found = _check_leg(account, leg, leg.signed_minor, stamp_us)
+        if found > 0:
+            return Verdict(RefusalReason(found), leg.index, busy=False)
+        return _FINE if found == _IS_FINE else _BUSY
+    refusals: list[tuple[int, int]] = []
     courses: dict[tuple[int, int], int] = {}
-    several, busy = len(legs) > 1, False
+    busy = False
     for leg in legs:
-        account = memory.account(leg.account_id)
-        if account is None or account.status != STATUS_ACTIVE or leg.import_us:
-            refusal = _account_refusal(account, leg, stamp_us)
-            if refusal is not None or account is None:
-                refusals.append((refusal or _UNKNOWN[leg.incoming], leg.index))
-                continue
-        balance = account.balance(leg.currency) or EMPTY
-        course = leg.signed_minor
-        if several:
-            place = leg.account_id, leg.currency
-            course = courses[place] = courses.get(place, 0) + course
-        if leg.incoming:
-            cap_minor: int = account.cap_minor  # no i64: what a group adds up to may pass 63 bits
-            if balance.minor + course > cap_minor:
-                refusals.append((RefusalReason.BALANCE_CAP_EXCEEDED, leg.index))
-            elif balance.minor + balance.reserved_incoming + course > cap_minor:
-                busy = True
-        elif balance.minor + course < account.floor_minor:
-            refusals.append((RefusalReason.INSUFFICIENT_FUNDS, leg.index))
-        elif balance.minor - balance.reserved_outgoing + course < account.floor_minor:
+        place = leg.account_id, leg.currency
+        course = courses.get(place, 0) + leg.signed_minor
+        found = _check_leg(memory.account(leg.account_id), leg, course, stamp_us)
+        if found <= 0 or found in _OF_BALANCES:
+            courses[place] = course
+        if found > 0:
+            refusals.append((found, leg.index))
+        elif found == _IS_BUSY:
             busy = True
     if refusals:
         reason, index = min(refusals)
-        return Verdict(reason, index, busy=False)
+        return Verdict(RefusalReason(reason), index, busy=False)
     return _BUSY if busy else _FINE
 
 
-def reservations_for(legs: Sequence[Leg]) -> tuple[Reservation, ...]:
-    """What legs that passed the check need to stay possible.
+def _check_leg(account: Account | None, leg: Leg, course: int, stamp_us: int) -> int:
+    """Whether a leg can be posted that leaves a balance changed by `course`.
 
-    That is how far each balance goes down and up under them, at the most, on the way.
+    Returns its refusal, `_IS_BUSY` or `_IS_FINE`.
     """
-    if len(legs) == 1:  # as nearly always
-        leg = legs[0]
-        outgoing, incoming = (0, leg.amount_minor) if leg.incoming else (leg.amount_minor, 0)
-        return (Reservation(leg.account_id, leg.currency, outgoing, incoming),)
-    courses: dict[tuple[int, int], tuple[int, int, int]] = {}
-    for leg in legs:
-        place = leg.account_id, leg.currency
-        now, lowest, highest = courses.get(place, (0, 0, 0))
-        now += leg.signed_minor
-        courses[place] = now, min(lowest, now), max(highest, now)
-    return tuple(
-        Reservation(account_id, currency, -lowest, highest)
-        for (account_id, currency), (_, lowest, highest) in courses.items()
-    )
+    if account is None:
+        return int(_UNKNOWN[leg.incoming])
+    if account.status != STATUS_ACTIVE or leg.import_us:
+        refusal = _account_refusal(account, leg, stamp_us)
+        if refusal is not None:
+            return int(refusal)
+    balance = account.balance(leg.currency) or EMPTY
+    minor = balance.minor + course
+    if leg.incoming:
+        cap_minor: int = account.cap_minor  # no i64: what a group adds up to may pass 63 bits
+        if minor > cap_minor:
+            return _CAP_EXCEEDED
+        return _IS_BUSY if minor + balance.reserved_incoming > cap_minor else _IS_FINE
+    if minor < account.floor_minor:
+        return _INSUFFICIENT
+    return _IS_BUSY if minor - balance.reserved_outgoing < account.floor_minor else _IS_FINE
 
 
 def posting_time_us(account: Account, import_us: int, stamp_us: int) -> int:
@@ -274,28 +297,46 @@ def balance_of(account: Account, currency: int, log_id: int) -> Balance:
     return account.balance(currency) or account.open_balance(currency, log_id)
 
 
-def reserve(memory: Memory, reservations: tuple[Reservation, ...], log_id: int) -> None:
-    """Reserves what a check asked for. The accounts stay in memory until it is released."""
-    for each in reservations:
-        account = memory.account(each.account_id)
-        assert account, "it was checked"
-        balance = balance_of(account, each.currency, log_id)
-        balance.reserved_outgoing += each.outgoing
-        balance.reserved_incoming += each.incoming
-        memory.pin(account)
-        each.account = account
+def reserve(memory: Memory, legs: list[Leg], log_id: int) -> tuple[Reservation, ...]:
+    """Reserves what legs that passed the check need to stay possible.
+
+    That is how far each balance goes down and up under them, at the most, on the way. The accounts
+    stay in memory until it is released.
+    """
+    if len(legs) == 1:  # as nearly always
+        leg = legs[0]
+        outgoing, incoming = (0, leg.amount_minor) if leg.incoming else (leg.amount_minor, 0)
+        reservation = _reserve(memory, leg, outgoing, incoming, log_id)
+        leg.account = reservation.account
+        return (reservation,)
+    courses: dict[tuple[int, int], tuple[Leg, int, int, int]] = {}
+    for leg in legs:
+        place = leg.account_id, leg.currency
+        _, now, lowest, highest = courses.get(place, (leg, 0, 0, 0))
+        now += leg.signed_minor
+        courses[place] = leg, now, min(lowest, now), max(highest, now)
+    return tuple(
+        _reserve(memory, leg, -lowest, highest, log_id)
+        for leg, _, lowest, highest in courses.values()
+    )
+
+
+def _reserve(memory: Memory, leg: Leg, outgoing: int, incoming: int, log_id: int) -> Reservation:
+    account = leg.account or memory.account(leg.account_id)
+    assert account, "it was checked"
+    balance = balance_of(account, leg.currency, log_id)
+    balance.reserved_outgoing += outgoing
+    balance.reserved_incoming += incoming
+    memory.pin(account)
+    return Reservation(account, balance, outgoing, incoming)
 
 
 def release(memory: Memory, reservations: tuple[Reservation, ...]) -> None:
     """Undoes `reserve`."""
     for each in reservations:
-        account, each.account = each.account, None
-        assert account, "it was reserved, and is released once"
-        balance = account.balance(each.currency)
-        assert balance, "to reserve made it"
-        balance.reserved_outgoing -= each.outgoing
-        balance.reserved_incoming -= each.incoming
-        memory.unpin(account)
+        each.balance.reserved_outgoing -= each.outgoing
+        each.balance.reserved_incoming -= each.incoming
+        memory.unpin(each.account)
 
 
 def status_refusal(status: int, *, incoming: bool) -> RefusalReason | None:
@@ -305,9 +346,7 @@ def status_refusal(status: int, *, incoming: bool) -> RefusalReason | None:
     return _FROZEN[incoming] if status == STATUS_FROZEN else None
 
 
-def _account_refusal(account: Account | None, leg: Leg, stamp_us: int) -> RefusalReason | None:
-    if account is None:
-        return _UNKNOWN[leg.incoming]
+def _account_refusal(account: Account, leg: Leg, stamp_us: int) -> RefusalReason | None:
     if refusal := status_refusal(account.status, incoming=leg.incoming):
         return refusal
     if not leg.import_us:

@@ -28,33 +28,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from librt.strings import read_i64_le
+
 from cluster.packed import (
     BODY_BYTES,
+    DECISION_BYTES,
+    GROUP_SIZE_AT,
     KEY_BYTES,
     KEY_SOURCE,
+    MEMBER_BYTES,
     RESOLUTION,
     TRANSACTION_ID_BYTES,
     VOTE,
+    VOTE_BYTES,
     Fate,
     Outcome,
     Vote,
 )
 from cluster.refusals import RefusalReason, is_recorded
 from shard_node.legs import (
-    Member,
     check_legs,
-    legs_on,
+    legs_of,
     posting_time_us,
     release,
-    reservations_for,
     reserve,
+    shards_of,
     split_members,
 )
 from shard_node.recorded import first_difference, read_recorded
 from shard_node.records import (
     COMMITTED,
     ENDED,
-    GROUP_SIZE_AT,
     LEG,
     PREPARED,
     RecordKind,
@@ -85,7 +89,7 @@ from shard_node.transactions import (
 
 if TYPE_CHECKING:
     from shard_node.groups import Groups
-    from shard_node.legs import Leg
+    from shard_node.legs import Leg, Member
     from shard_node.memory import Memory
     from shard_node.open_block import OpenBlock
     from shard_node.posting import Poster
@@ -131,6 +135,7 @@ class Participant:
         self._poster = poster
         self._groups = groups
         self._reader = reader
+        self._alone: dict[int, tuple[int, ...]] = {}  # each shard as the only participant
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -147,8 +152,7 @@ class Participant:
             return _LATE
         if header.deadline_us > now_us + DEADLINE_AHEAD_MAX_US:
             return _LATE
-        members = split_members(request.members, request.metadata)
-        legs = legs_on(members, self._shard_id)
+        legs = legs_of(request.members, request.metadata, self._shard_id)
         verdict = check_legs(self._memory, legs, now_us)
         if verdict.refusal is not None:
             return VOTE.pack(_NO, verdict.refusal, verdict.index)
@@ -163,13 +167,15 @@ class Participant:
         self._enter_prepared(request, legs, now_us)
         return _YES
 
-    def commit_home_all(
-        self, asked: list[tuple[Request, tuple[int, int, int]]], *, room: bool
-    ) -> bytes:
+    def commit_home_all(self, requests: list[Request], votes: bytes, *, room: bool) -> bytes:
         """`commit_home`, one after the other, keys looked for at once; returns the answers."""
-        keys = [request.members[:KEY_BYTES] for request, _ in asked]
-        stored = self._memory.find_stored(keys)
-        answers = [self.commit_home(*each, room=room, stored=stored) for each in asked]
+        stored = self._memory.find_stored([each.members[:KEY_BYTES] for each in requests])
+        answers: list[bytes] = []
+        at = 0
+        for each in requests:
+            vote = (votes[at], votes[at + 1], votes[at + 2])
+            at += VOTE_BYTES
+            answers.append(self.commit_home(each, vote, room=room, stored=stored))
         return b"".join(answers)
 
     def commit_home(
@@ -189,36 +195,36 @@ class Participant:
             stored: what the latest checkpoint knows of its key; None = it was not asked yet.
         """
         header, table, now_us = request.header, self._transactions, self._block.stamp_us
-        members = split_members(request.members, request.metadata)
-        key = members[0].body[:KEY_BYTES]
+        key = request.members[:KEY_BYTES]
         sequence = self._memory.find_key(key, stored)
         if sequence is not None:
-            return self._answer_known(request, members, read_recorded(self._reader, sequence, key))
+            return self._answer_known(request, read_recorded(self._reader, sequence, key))
         if header.transaction_id in table.prepared:  # of the same name, and another home decides it
             return pack_answer(Fate.ABORTED, Outcome.NONE)
         if vote[0] == _NO:
-            return self._refuse(header, members, RefusalReason(vote[1]), vote[2])
+            return self._refuse(request, RefusalReason(vote[1]), vote[2])
         is_over = table.ended(header.transaction_id) is not None or header.deadline_us <= now_us
         if is_over or not room:
             self.abort(header.transaction_id, header.deadline_us)
             return pack_answer(Fate.ABORTED, Outcome.NONE)
-        legs = legs_on(members, self._shard_id)
+        legs = legs_of(request.members, request.metadata, self._shard_id)
         verdict = check_legs(self._memory, legs, now_us)
         if verdict.refusal is not None:
-            return self._refuse(header, members, verdict.refusal, verdict.index)
+            return self._refuse(request, verdict.refusal, verdict.index)
         if verdict.busy or len(table.decided) >= DECIDED_MAX:
             self.abort(header.transaction_id, header.deadline_us)
             return pack_answer(Fate.ABORTED, Outcome.NONE)
 
         # Point of no return: once this block is durable, the transaction has happened.
-        participants = self._participants(members)
-        self._memory.add_key(key, self._record_committed(request, members[0], participants))
-        table.add_decided(Decided(header, now_us, key, len(members), participants))
-        source = self._memory.account(legs[0].account_id)
+        size = header.members_count
+        participants = self._participants(request.members)
+        self._memory.add_key(key, self._record_committed(request, legs[0].body, participants))
+        table.add_decided(Decided(header, now_us, key, size, participants))
+        source = legs[0].account or self._memory.account(legs[0].account_id)
         assert source, "it was checked"
         time_us = posting_time_us(source, legs[0].import_us, now_us)
         self._poster.post(legs, header.transaction_id, header.first_source, now_us)
-        self._groups.counts.completed += len(members)
+        self._groups.counts.completed += size
         held = source.balance(legs[0].currency)
         assert held, "a leg was posted to it"
         return pack_answer(
@@ -231,10 +237,11 @@ class Participant:
             unposted=True,
         )
 
-    def commit_prepared_all(self, decisions: list[tuple[bytes, int]]) -> bytes:
+    def commit_prepared_all(self, decisions: bytes) -> bytes:
         """`commit_prepared`, one after the other; returns nothing."""
-        for transaction_id, decided_us in decisions:
-            self.commit_prepared(transaction_id, decided_us)
+        for at in range(0, len(decisions), DECISION_BYTES):
+            end = at + TRANSACTION_ID_BYTES
+            self.commit_prepared(decisions[at:end], read_i64_le(decisions, end))
         return b""
 
     def commit_prepared(self, transaction_id: bytes, decided_us: int) -> None:
@@ -304,7 +311,7 @@ class Participant:
         if wrong is not None:
             return wrong
         request = Request(stored.header, stored.members, stored.metadata)
-        legs = legs_on(split_members(request.members, request.metadata), self._shard_id)
+        legs = legs_of(request.members, request.metadata, self._shard_id)
         self._enter_prepared(request, legs, stored.since_us)
         return None
 
@@ -328,7 +335,7 @@ class Participant:
         fields = COMMITTED.unpack_from(record, BODY_BYTES)
         _, size, participant, _, transaction_id, deadline_us = fields
         members = committed_members(sequence, record, block.heap)
-        participants = self._participants(members) if members else (participant,)
+        participants = self._shards_of(members) if members else (participant,)
         check_participants(sequence, participants, self._shard_id)
         first_source = KEY_SOURCE.unpack_from(key, KEY_BYTES - KEY_SOURCE.size)[0]
         count = max(size, 1)
@@ -364,28 +371,26 @@ class Participant:
 
     # --- small parts ----------------------------------------------------------------------------
 
-    def _participants(self, members: list[Member]) -> tuple[int, ...]:
-        if len(members) == 1:  # as nearly always
-            source, destination = members[0].source_shard, members[0].destination_shard
-            return (destination if source == self._shard_id else source,)
+    def _participants(self, members: bytes) -> tuple[int, ...]:
+        if len(members) != MEMBER_BYTES:
+            return self._shards_of(split_members(members, b""))
+        # As nearly always. The home is the source's shard; one tuple for each other one.
+        _, shard = shards_of(members, 0)
+        participants = self._alone.get(shard)
+        if participants is None:
+            participants = self._alone[shard] = (shard,)
+        return participants
+
+    def _shards_of(self, members: list[Member]) -> tuple[int, ...]:
+        """The other shards of a transaction whose home this is."""
         shards = {each.source_shard for each in members}
         shards |= {each.destination_shard for each in members}
         return tuple(sorted(shards - {self._shard_id}))
 
     def _enter_prepared(self, request: Request, legs: list[Leg], since_us: int) -> None:
-        header, body = request.header, legs[0].member.body
-        reservations = reservations_for(legs)
-        reserve(self._memory, reservations, self._shard_id)
-        key = body[:TRANSACTION_ID_BYTES] + KEY_SOURCE.pack(header.first_source)
+        reservations = reserve(self._memory, legs, self._shard_id)
         prepared = Prepared(
-            header,
-            since_us,
-            key,
-            max(body[GROUP_SIZE_AT], 1),
-            request.members,
-            request.metadata,
-            tuple(legs),
-            reservations,
+            request.header, since_us, request.members, request.metadata, tuple(legs), reservations
         )
         self._transactions.add_prepared(prepared)
 
@@ -395,14 +400,14 @@ class Participant:
         self._transactions.end(header.transaction_id, header.deadline_us, decided_us, now_us)
 
     def _record_committed(
-        self, request: Request, first: Member, participants: tuple[int, ...]
+        self, request: Request, first_body: bytes, participants: tuple[int, ...]
     ) -> int:
         """Records the decision; the legs' records follow."""
-        size = first.body[GROUP_SIZE_AT]
+        size = first_body[GROUP_SIZE_AT]
         content = request.members + request.metadata if size else request.metadata
         write_committed(
             self._block.records,
-            first.body,
+            first_body,
             size,
             0 if size else participants[0],
             self._block.add_to_heap(content) if content else 0,
@@ -411,26 +416,28 @@ class Participant:
         )
         return self._block.next_sequence()
 
-    def _refuse(
-        self, header: Header, members: list[Member], reason: RefusalReason, index: int
-    ) -> bytes:
+    def _refuse(self, request: Request, reason: RefusalReason, index: int) -> bytes:
         """Ends a transaction by a refusal: of highest precedence of the participants' and ours.
 
         One that leaves no record might not be found again by a late copy of the same message.
         """
-        verdict = check_legs(self._memory, legs_on(members, self._shard_id), self._block.stamp_us)
+        header = request.header
+        legs = legs_of(request.members, request.metadata, self._shard_id)
+        verdict = check_legs(self._memory, legs, self._block.stamp_us)
         if verdict.refusal is not None:
             reason, index = min((reason, index), (verdict.refusal, verdict.index))
         if not is_recorded(reason):
             self.abort(header.transaction_id, header.deadline_us)
             return pack_answer(Fate.ABORTED, Outcome.REFUSED, reason=reason, index=index)
+        members = split_members(request.members, request.metadata)
         time_us, minor = self._groups.record_refusal(members, reason, index)
         return pack_answer(
             Fate.ABORTED, Outcome.REFUSED, reason=reason, index=index, time_us=time_us, minor=minor
         )
 
-    def _answer_known(self, request: Request, members: list[Member], known: Recorded) -> bytes:
+    def _answer_known(self, request: Request, known: Recorded) -> bytes:
         """The key has an outcome already: that of this very transaction, or another's."""
+        members = split_members(request.members, request.metadata)
         bodies = b"".join(each.body for each in members)
         if known.transaction_id != request.header.transaction_id:
             self._groups.counts.repeated += len(members)

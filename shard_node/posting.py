@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cluster.packed import BODY_BYTES, METADATA_LENGTH_AT
-from shard_node.legs import EMPTY, Leg, Member, balance_of, posting_time_us
+from shard_node.legs import EMPTY, Leg, balance_of, posting_time_us
 from shard_node.records import LEG, RecordKind, write_leg
 from shard_node.replaying import check_metadata, known_account, wrong_entry
 
@@ -48,14 +48,14 @@ class Poster:
         """Records and applies legs, in their order. They were checked: it cannot fail."""
         block = self._block
         for leg in legs:
-            account = self._account(leg.account_id)
+            account = leg.account or self._account(leg.account_id)
             time_us = posting_time_us(account, leg.import_us, block.stamp_us)
             balance = account.balance(leg.currency) or EMPTY
             minor = balance.minor + leg.signed_minor
-            metadata = leg.member.metadata
+            metadata = leg.metadata
             write_leg(
                 block.records,
-                leg.member.body,
+                leg.body,
                 _LEG_INCOMING if leg.incoming else _LEG_OUTGOING,
                 block.add_to_heap(metadata) if metadata else 0,
                 balance.last_log,
@@ -79,7 +79,7 @@ class Poster:
             record, BODY_BYTES
         )
         incoming = record[BODY_BYTES] == _LEG_INCOMING
-        leg = Leg(Member(record[:BODY_BYTES], 0, 0, b""), incoming=incoming, peer=peer)
+        leg = Leg(record[:BODY_BYTES], b"", incoming=incoming, peer=peer)
         if length := record[METADATA_LENGTH_AT] | record[METADATA_LENGTH_AT + 1] << 8:
             check_metadata(sequence, block.heap, kind_and_offset >> 8, length)
         account = known_account(self._memory, leg.account_id)
@@ -108,7 +108,7 @@ class Poster:
         peer, decided_us = fields[2], fields[6]
         if peer != self._shard_id:
             incoming = record[BODY_BYTES] == _LEG_INCOMING
-            leg = Leg(Member(record[:BODY_BYTES], 0, 0, b""), incoming=incoming, peer=peer)
+            leg = Leg(record[:BODY_BYTES], b"", incoming=incoming, peer=peer)
             self._clearing.recall((peer, leg.currency), -leg.signed_minor, decided_us)
 
     def _apply(

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from cluster.packed import BODY, BODY_BYTES, MEMBER, MEMBER_BODY, DifferingField
+from cluster.packed import (
+    BODY,
+    BODY_BYTES,
+    GROUP_SIZE_AT,
+    MEMBER,
+    MEMBER_BODY,
+    DifferingField,
+)
 from shard_node.records import (
     COMMITTED,
     EFFECTS,
     GROUP,
-    GROUP_SIZE_AT,
     LEG,
     RecordKind,
     TransferRecord,

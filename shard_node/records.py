@@ -80,9 +80,6 @@ after, previous entry, posting time, decision time; transaction id, first source
 ENDED: Final = struct.Struct("<16sq2I32x")
 """The body half of ABORTED: transaction id, deadline. Of FINISHED: heap offset and bytes of ids."""
 
-GROUP_SIZE_AT: Final = 62
-"""Where a body says how large its group is."""
-
 _MAGIC: Final = b"DBLK"
 _FORMAT: Final = 1
 

@@ -42,6 +42,7 @@ from cluster.packed import (
     BODY_BYTES,
     CURRENCY_AT,
     DESTINATION_AT,
+    GROUP_SIZE_AT,
     GROUP_SIZE_MAX,
     KEY_BYTES,
     MEMBER,
@@ -59,7 +60,6 @@ from shard_node.records import (
     EFFECTS,
     EPOCH,
     GROUP,
-    GROUP_SIZE_AT,
     PREPARED,
     DamagedLogError,
 )

@@ -13,15 +13,22 @@ it, so recovery reads the ended anew from the last seconds of the log (`ENDED_WI
 from __future__ import annotations
 
 import struct
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from librt.strings import BytesWriter, read_i64_le, write_i64_le
 from mypy_extensions import mypyc_attr
 
-from cluster.packed import HEADER, KEY_BYTES, TRANSACTION_ID_BYTES
+from cluster.packed import (
+    GROUP_SIZE_AT,
+    HEADER,
+    KEY_BYTES,
+    KEY_SOURCE,
+    TRANSACTION_ID_BYTES,
+    TRANSFER_ID_BYTES,
+)
 from shard_node.damage import DamagedStateError, unreadable_row
+from shard_node.ended import Ended
 
 if TYPE_CHECKING:
     from shard_node.legs import Leg, Reservation
@@ -155,28 +162,24 @@ class Prepared:
     Attributes:
         header: as it was received.
         since_us: when it was prepared.
-        key: of its transfer or group.
-        size: of its group; 1 for a plain transfer.
         members, metadata: as received, of this shard's legs.
         legs: unpacked from them.
         reservations: what they need.
+        is_stored: whether a checkpoint has taken its row.
     """
 
     header: Header
     since_us: int
-    key: bytes
-    size: int
     members: bytes
     metadata: bytes
     legs: tuple[Leg, ...]
     reservations: tuple[Reservation, ...]
+    is_stored: bool = field(init=False, compare=False, repr=False)
 
     def __init__(
         self,
         header: Header,
         since_us: int,
-        key: bytes,
-        size: int,
         members: bytes,
         metadata: bytes,
         legs: tuple[Leg, ...],
@@ -184,12 +187,21 @@ class Prepared:
     ) -> None:
         self.header = header
         self.since_us = since_us
-        self.key = key
-        self.size = size
         self.members = members
         self.metadata = metadata
         self.legs = legs
         self.reservations = reservations
+        self.is_stored = False
+
+    @property
+    def key(self) -> bytes:
+        """Of its transfer or group."""
+        return self.members[:TRANSFER_ID_BYTES] + KEY_SOURCE.pack(self.header.first_source)
+
+    @property
+    def size(self) -> int:
+        """Of its group; 1 for a plain transfer."""
+        return max(self.members[GROUP_SIZE_AT], 1)
 
 
 @mypyc_attr(acyclic=True)
@@ -200,7 +212,7 @@ class Decided:
     Attributes:
         header: as it was received.
         decided_us: when.
-        key, size: as in `Prepared`.
+        key, size, is_stored: as in `Prepared`.
         participants: the other shards.
     """
 
@@ -209,6 +221,7 @@ class Decided:
     key: bytes
     size: int
     participants: tuple[int, ...]
+    is_stored: bool = field(init=False, compare=False, repr=False)
 
     def __init__(
         self, header: Header, decided_us: int, key: bytes, size: int, participants: tuple[int, ...]
@@ -218,6 +231,7 @@ class Decided:
         self.key = key
         self.size = size
         self.participants = participants
+        self.is_stored = False
 
     @property
     def since_us(self) -> int:
@@ -252,42 +266,34 @@ class Transactions:
         self.prepared: dict[bytes, Prepared] = {}
         self.decided: dict[bytes, Decided] = {}
         self.records_promised = 0
-        self._ended: dict[bytes, int] = {}
-        self._ended_order: deque[tuple[int, bytes]] = deque()
-        self._in_state: set[bytes] = set()
-        self._changed: set[bytes] = set()
+        self._ended = Ended()
+        self._gone: list[bytes] = []  # of those that the state has
 
     def add_prepared(self, prepared: Prepared) -> None:
         """Enters a prepared transaction."""
         self.prepared[prepared.header.transaction_id] = prepared
         self.records_promised += 1 + len(prepared.legs)
-        self._changed.add(prepared.header.transaction_id)
 
     def add_decided(self, decided: Decided) -> None:
         """Enters a committed transaction."""
         self.decided[decided.header.transaction_id] = decided
-        self._changed.add(decided.header.transaction_id)
 
     def end(self, transaction_id: bytes, deadline_us: int, decided_us: int, now_us: int) -> None:
         """Removes a transaction and remembers how it ended (`decided_us` 0 = aborted)."""
         prepared = self.prepared.pop(transaction_id, None)
         if prepared is not None:
             self.records_promised -= 1 + len(prepared.legs)
-        self.decided.pop(transaction_id, None)
-        if transaction_id in self._in_state:
-            self._changed.add(transaction_id)
-        else:
-            self._changed.discard(transaction_id)
+            if prepared.is_stored:
+                self._gone.append(transaction_id)
+        decided = self.decided.pop(transaction_id, None)
+        if decided is not None and decided.is_stored:
+            self._gone.append(transaction_id)
         self.recall(transaction_id, max(deadline_us, now_us), decided_us)
-        order = self._ended_order
-        while order and order[0][0] < now_us:
-            del self._ended[order.popleft()[1]]
+        self._ended.forget(now_us)
 
     def recall(self, transaction_id: bytes, until_us: int, decided_us: int) -> None:
         """Remembers how a transaction ended, until logged time is well past `until_us`."""
-        if transaction_id not in self._ended:
-            self._ended_order.append((until_us + REMEMBERED_US, transaction_id))
-        self._ended[transaction_id] = decided_us
+        self._ended.add(transaction_id, until_us + REMEMBERED_US, decided_us)
 
     def ended(self, transaction_id: bytes) -> int | None:
         """How one ended lately: when it was decided, 0 = aborted; None = not known."""
@@ -302,24 +308,24 @@ class Transactions:
 
     def take_changed(self) -> list[Changed]:
         """What changed since it was last taken, for a checkpoint; see `transaction_row`."""
-        changed: list[Changed] = []
-        for transaction_id in self._changed:
-            known: Prepared | Decided | None = self.prepared.get(transaction_id)
-            if known is None:
-                known = self.decided.get(transaction_id)
-            if known is not None:
-                self._in_state.add(transaction_id)
-                changed.append((transaction_id, known))
-            elif transaction_id in self._in_state:
-                self._in_state.discard(transaction_id)
-                changed.append((transaction_id, None))
-        self._changed = set()
-        return changed
+        changed: dict[bytes, Prepared | Decided | None] = dict.fromkeys(self._gone)
+        self._gone = []
+        # The latest come last, and whatever came before one that was taken was taken with it.
+        for prepared in reversed(self.prepared.values()):
+            if prepared.is_stored:
+                break
+            prepared.is_stored = True
+            changed[prepared.header.transaction_id] = prepared
+        for decided in reversed(self.decided.values()):
+            if decided.is_stored:
+                break
+            decided.is_stored = True
+            changed[decided.header.transaction_id] = decided
+        return list(changed.items())
 
-    def as_in_state(self, transaction_id: bytes) -> None:
-        """Notes that what was just entered is what the state has."""
-        self._in_state.add(transaction_id)
-        self._changed.discard(transaction_id)
+    def mark_stored(self) -> None:
+        """Notes that all that was entered so far came from the state."""
+        self.take_changed()
 
 
 def transaction_row(transaction_id: bytes, known: Prepared | Decided | None) -> Row:

@@ -7,9 +7,9 @@ with the field's name, before anything changes.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from librt.strings import read_i32_le, read_i64_le
+from librt.strings import read_i64_le
 
 from cluster.packed import (
     AMOUNT_AT,
@@ -17,7 +17,9 @@ from cluster.packed import (
     BODY_BYTES,
     CURRENCY_AT,
     DECISION,
+    DECISION_BYTES,
     DESTINATION_AT,
+    GROUP_SIZE_AT,
     GROUP_SIZE_MAX,
     GROUPS_MAX,
     HEADER,
@@ -31,14 +33,14 @@ from cluster.packed import (
     SOURCE_AT,
     TRANSACTION_ID_BYTES,
     TRANSFER_ID_BYTES,
-    VOTE,
+    VOTE_BYTES,
     Vote,
 )
 from cluster.refusals import RefusalReason
 from shard_node.faults import bad_request
-from shard_node.legs import local_members
-from shard_node.records import GROUP_SIZE_AT
+from shard_node.legs import local_members, shards_of
 from shard_node.transactions import DEADLINE_AHEAD_MAX_US, NO_TRANSACTION, Header, Request
+from shard_node.work import CALL_RECORDS_MAX, RECORDS_PER_MEMBER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +54,22 @@ TURN_REQUESTS_MAX: Final = 128
 _SIGN_BYTE_MAX: Final = 0x7F
 """The most in the highest byte of a number of 63 bits."""
 
-_REASONS = frozenset(RefusalReason)
+_REASONS: Final = frozenset(int(reason) for reason in RefusalReason)
+_YES: Final = int(Vote.YES)
+_NO: Final = int(Vote.NO)
+
+
+class Share(NamedTuple):
+    """Of the items of a call, as many as one turn may have.
+
+    Attributes:
+        start, end: the first, and where the next share begins.
+        records: how many they make at the most.
+    """
+
+    start: int
+    end: int
+    records: int
 
 
 def check_transfers(bodies: bytes, metadata: bytes) -> None:
@@ -111,7 +128,7 @@ async def requests_to_prepare(
             raise bad_request("headers", "one does not have another shard as its home")
         own = request.members
         for at in range(0, len(own), MEMBER_BYTES):
-            source_shard, destination_shard = _shards(own, at)
+            source_shard, destination_shard = shards_of(own, at)
             if shard_id not in (source_shard, destination_shard):
                 raise bad_request("members", "one does not touch this shard")
 
@@ -125,7 +142,7 @@ async def requests_to_decide(
 
     def check(request: Request) -> None:
         header, own = request.header, request.members
-        if not header.home == _shards(own, 0)[0] == shard_id:
+        if not header.home == shards_of(own, 0)[0] == shard_id:
             raise bad_request("headers", "one does not have its first source's shard as its home")
         if header.first_source != read_i64_le(own, SOURCE_AT):
             raise bad_request("headers", "one does not name its first member's source account")
@@ -134,46 +151,87 @@ async def requests_to_decide(
         if max(own[GROUP_SIZE_AT], 1) != header.members_count:
             raise bad_request("members", "some of a transaction's are missing")
         for at in range(0, len(own), MEMBER_BYTES):
-            if _shards(own, at) != (shard_id, shard_id):
+            if shards_of(own, at) != (shard_id, shard_id):
                 return
         raise bad_request("members", "those of a transaction touch no other shard")
 
     return await _requests(headers, members, metadata, check)
 
 
-def votes_of(packed: bytes, requests: list[Request]) -> list[tuple[int, int, int]]:
-    """The participants' votes, one for each request."""
-    if len(packed) != VOTE.size * len(requests):
+def check_votes(packed: bytes, requests: list[Request]) -> None:
+    """Checks the participants' votes, one for each request."""
+    if len(packed) != VOTE_BYTES * len(requests):
         raise bad_request("votes", "must be one for each header")
-    votes: list[tuple[int, int, int]] = list(VOTE.iter_unpack(packed))
-    yes, no = int(Vote.YES), int(Vote.NO)
-    for (vote, reason, index), request in zip(votes, requests, strict=True):
-        if vote not in (yes, no):
+    at = 0
+    for request in requests:
+        vote, reason, index = packed[at], packed[at + 1], packed[at + 2]
+        at += VOTE_BYTES
+        if vote not in (_YES, _NO):
             raise bad_request("votes", "must be YES or NO")
-        if vote == no and reason not in _REASONS:
+        if vote == _NO and reason not in _REASONS:
             raise bad_request("votes", f"{reason} is no reason for a refusal")
         if index >= request.header.members_count:
             raise bad_request("votes", f"there is no transfer {index} to refuse")
-    return votes
+
+
+def records_to_prepare(requests: list[Request]) -> list[int]:
+    """How many records each makes at the most, what it adds to the heap counted as records."""
+    return [1 + each.header.members_count for each in requests]
+
+
+def records_to_decide(requests: list[Request]) -> list[int]:
+    """As `records_to_prepare`. A plain transfer has one leg here, and adds nothing to the heap."""
+    return [
+        1 + RECORDS_PER_MEMBER * each.header.members_count if each.members[GROUP_SIZE_AT] else 2
+        for each in requests
+    ]
+
+
+def records_to_post(decisions: bytes, table: Transactions) -> list[int]:
+    """As `records_to_prepare`, of decisions.
+
+    Raises when a home cannot have decided what is prepared here at the time that is told.
+    """
+    check_decisions(decisions, "decisions")
+    found: list[int] = []
+    for at in range(0, len(decisions), DECISION_BYTES):
+        prepared = table.prepared.get(decisions[at : at + TRANSACTION_ID_BYTES])
+        if prepared is None:
+            found.append(1)
+            continue
+        if read_i64_le(decisions, at + TRANSACTION_ID_BYTES) >= prepared.header.deadline_us:
+            raise bad_request("decisions", "one was decided when its deadline was over")
+        found.append(1 + len(prepared.legs))
+    return found
+
+
+def shares(records: list[int]) -> list[Share]:
+    """Cuts the items of a call, given how many records each makes at the most, into shares."""
+    found: list[Share] = []
+    start = total = 0
+    for at, count in enumerate(records):
+        if total + count > CALL_RECORDS_MAX and at > start:
+            found.append(Share(start, at, total))
+            start, total = at, 0
+        total += count
+    found.append(Share(start, len(records), total))
+    return found
+
+
+def check_decisions(packed: bytes, field: str) -> None:
+    """Checks transactions' ids, each with the time of its decision or its deadline."""
+    count, rest = divmod(len(packed), DECISION_BYTES)
+    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
+        raise bad_request(field, f"must be 1 … {BATCH_TRANSFERS_MAX} of {DECISION_BYTES} bytes")
+    for at in range(TRANSACTION_ID_BYTES, len(packed), DECISION_BYTES):
+        if read_i64_le(packed, at) <= 0:
+            raise bad_request(field, "one has no time")
 
 
 def decisions_of(packed: bytes, field: str) -> list[tuple[bytes, int]]:
     """Transactions' ids, each with the time of its decision or its deadline."""
-    count, rest = divmod(len(packed), DECISION.size)
-    if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
-        raise bad_request(field, f"must be 1 … {BATCH_TRANSFERS_MAX} of {DECISION.size} bytes")
-    found: list[tuple[bytes, int]] = list(DECISION.iter_unpack(packed))
-    if min(time_us for _, time_us in found) <= 0:
-        raise bad_request(field, "one has no time")
-    return found
-
-
-def check_decided(decisions: list[tuple[bytes, int]], table: Transactions) -> None:
-    """Raises when a home cannot have decided what is prepared here at the time that is told."""
-    for transaction_id, decided_us in decisions:
-        prepared = table.prepared.get(transaction_id)
-        if prepared is not None and decided_us >= prepared.header.deadline_us:
-            raise bad_request("decisions", "one was decided when its deadline was over")
+    check_decisions(packed, field)
+    return list(DECISION.iter_unpack(packed))
 
 
 def transaction_ids_of(packed: bytes, field: str) -> list[bytes]:
@@ -263,9 +321,3 @@ def _check_members(own: bytes) -> int:
             raise bad_request("metadata", f"one has more than {METADATA_BYTES_MAX} bytes")
         metadata_bytes += length
     return metadata_bytes
-
-
-def _shards(members: bytes, at: int) -> tuple[int, int]:
-    """The shards of a member's source and destination accounts."""
-    shards = read_i32_le(members, at + SHARDS_AT)
-    return shards & 0xFFFF, shards >> 16 & 0xFFFF

@@ -15,14 +15,14 @@ from cluster.packed import ANSWER, BATCH_TRANSFERS_MAX, BODY_BYTES, MEMBER, VOTE
 from coordinator.transactions import MalformedRequest, take_apart
 from shard_node.batch import Batch
 from shard_node.unpacking import (
-    check_decided,
     check_transfers,
+    check_votes,
     decisions_of,
     groups_of,
+    records_to_post,
     requests_to_decide,
     requests_to_prepare,
     transaction_ids_of,
-    votes_of,
 )
 from tests.hostile.stored import balances_of, check_books
 from tests.hostile.target import Target, join_parts, split_parts
@@ -100,13 +100,14 @@ def _commit_home(
     requests = result_of(
         requests_to_decide(headers, members, metadata, HERE, rig.ledger.block.stamp_us)
     )
-    for request, vote in zip(requests, votes_of(votes, requests), strict=True):
+    check_votes(votes, requests)
+    for request, vote in zip(requests, VOTE.iter_unpack(votes), strict=True):
         ANSWER.unpack(rig.ledger.participant.commit_home(request, vote))
 
 
 def _commit_prepared(rig: CrossingRig, decisions: bytes, *_: bytes) -> None:
+    records_to_post(decisions, rig.ledger.transactions)
     found = decisions_of(decisions, "decisions")
-    check_decided(found, rig.ledger.transactions)
     for transaction_id, decided_us in found:
         rig.ledger.participant.commit_prepared(transaction_id, decided_us)
 

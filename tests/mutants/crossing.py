@@ -108,8 +108,8 @@ SHARDS: Final = (
         found_by("unit/test_transaction_table.py"),
         Edit(
             "shard_node/transactions.py",
-            "            self._ended_order.append((until_us + REMEMBERED_US, transaction_id))\n",
-            "            self._ended_order.append((until_us, transaction_id))\n",
+            "        self._ended.add(transaction_id, until_us + REMEMBERED_US, decided_us)\n",
+            "        self._ended.add(transaction_id, until_us, decided_us)\n",
         ),
     ),
     planted(
@@ -131,8 +131,8 @@ SHARDS: Final = (
         ),
         Edit(
             "shard_node/legs.py",
-            "        courses[place] = now, min(lowest, now), max(highest, now)\n",
-            "        courses[place] = now, min(now, 0), max(now, 0)\n",
+            "        courses[place] = leg, now, min(lowest, now), max(highest, now)\n",
+            "        courses[place] = leg, now, min(now, 0), max(now, 0)\n",
         ),
     ),
     planted(

@@ -71,13 +71,13 @@ DECISIONS: Final = (
         found_by("unit/test_groups.py"),
         Edit(
             LEGS,
-            "            if balance.minor + course > cap_minor:\n",
-            "            if balance.minor + course > 2 * cap_minor:\n",
+            "        if minor > cap_minor:\n",
+            "        if minor > 2 * cap_minor:\n",
         ),
         Edit(
             LEGS,
-            "            elif balance.minor + balance.reserved_incoming + course > cap_minor:\n",
-            "            elif balance.reserved_incoming + course > cap_minor:\n",
+            "_IS_BUSY if minor + balance.reserved_incoming > cap_minor",
+            "_IS_BUSY if course + balance.reserved_incoming > cap_minor",
         ),
     ),
     planted(
@@ -86,8 +86,8 @@ DECISIONS: Final = (
         found_by("unit/test_groups.py"),
         Edit(
             LEGS,
-            "            course = courses[place] = courses.get(place, 0) + course\n",
-            "            courses[place] = course\n",
+            "        course = courses.get(place, 0) + leg.signed_minor\n",
+            "        course = leg.signed_minor\n",
         ),
     ),
     planted(

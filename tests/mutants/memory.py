@@ -164,8 +164,8 @@ MUTANTS: Final = (
         found_by("unit/test_participant_stateful.py", quick=False),
         Edit(
             "shard_node/transactions.py",
-            "                changed.append((transaction_id, None))\n",
-            "",
+            " = dict.fromkeys(self._gone)\n",
+            " = {}\n",
         ),
     ),
     planted(

@@ -13,7 +13,6 @@ from librt.strings import BytesWriter
 from cluster.packed import ANSWER, VOTE, Fate, Outcome, Vote
 from cluster.refusals import RefusalReason
 from coordinator.two_phase import State
-from shard_node.legs import release, reserve
 from shard_node.participant import Participant
 from tests.simulation.coordinators import Coordinator
 from tests.simulation.scenario import Parts
@@ -173,9 +172,9 @@ class CreditsWithoutHeadroom(Mutant):
         super()._enter_prepared(request, legs, since_us)
         table, transaction_id = self._transactions.prepared, request.header.transaction_id
         prepared = table[transaction_id]
+        for each in prepared.reservations:
+            each.balance.reserved_incoming -= each.incoming
         reservations = tuple(replace(each, incoming=0) for each in prepared.reservations)
-        release(self._memory, prepared.reservations)
-        reserve(self._memory, reservations, self._shard_id)
         table[transaction_id] = replace(prepared, reservations=reservations)
 
 

@@ -50,6 +50,7 @@ PURE_CORES = {
     "shard_node.books",
     "shard_node.clearing",
     "shard_node.damage",
+    "shard_node.ended",
     "shard_node.groups",
     "shard_node.key_table",
     "shard_node.ledger",

@@ -34,9 +34,7 @@ from cluster.packed import (
     HEADER,
     MEMBER,
     MEMBER_BYTES,
-    Vote,
 )
-from cluster.refusals import RefusalReason
 from cluster.topology import Topology
 from shard_node.books import (
     Account,
@@ -76,11 +74,9 @@ from shard_node.unpacking import (
     requests_to_decide,
     requests_to_prepare,
     transaction_ids_of,
-    votes_of,
 )
 from tests.support.crossing import (
     HERE,
-    VOTE,
     Attempt,
     CrossingRig,
     Move,
@@ -153,7 +149,7 @@ def test_rows_of_transactions(seed: int) -> None:
         members, metadata = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         key, size = bytes(range(24)), len(shards)
         table = Transactions()
-        table.add_prepared(Prepared(one, since_us, key, size, members, metadata, (), ()))
+        table.add_prepared(Prepared(one, since_us, members, metadata, (), ()))
         decided = Decided(two, since_us, key, size, tuple(shards))
         table.add_decided(decided)
         found = [transaction_row(*each) for each in table.take_changed()]
@@ -340,24 +336,15 @@ def test_calls_of_groups_are_taken_apart_as_they_were_put_together(seed: int) ->
     holds(st.lists(group, min_size=1, max_size=5), check, seed)
 
 
-def test_votes_and_decisions(seed: int) -> None:
-    def check(given: list[tuple[bytes, int, int]]) -> None:
-        packed = b"".join(DECISION.pack(id_, time_us) for id_, time_us, _ in given)
-        assert decisions_of(packed, "decisions") == [each[:2] for each in given]
+def test_decisions(seed: int) -> None:
+    def check(given: list[tuple[bytes, int]]) -> None:
+        packed = b"".join(DECISION.pack(*each) for each in given)
+        assert decisions_of(packed, "decisions") == given
         assert transaction_ids_of(b"".join(each[0] for each in given), "ids") == [
             each[0] for each in given
         ]
-        votes = [
-            (Vote.NO, RefusalReason(1 + choice % len(RefusalReason)), 0)
-            if choice % 3
-            else (Vote.YES, 0, 0)
-            for _, _, choice in given
-        ]
-        it = Attempt(1, START_US, (Move(1, 8_001, 1),), 1)
-        packed = b"".join(VOTE.pack(*each) for each in votes)
-        assert votes_of(packed, [it.request()] * len(votes)) == votes
 
-    one = st.tuples(ids, st.integers(1, 2**63 - 1), u8)
+    one = st.tuples(ids, st.integers(1, 2**63 - 1))
     holds(st.lists(one, min_size=1, max_size=20), check, seed)
 
 
