@@ -150,6 +150,13 @@ ANSWER: Final = struct.Struct("<7Bx3q16s")
 """fate, outcome, refusal reason, differing field, repeat, index, unposted, time, source's balance
 after, decided, transaction id."""
 
+ANSWER_BYTES: Final = 48
+ANSWER_TIME_AT: Final = 8
+"""Time and balance stand in an answer where a result has them, and are copied from one to the
+other."""
+ANSWER_DECIDED_AT: Final = 24
+ANSWER_ID_AT: Final = 32
+
 DECISION: Final = struct.Struct("<16sq")
 """transaction id, time."""
 
@@ -163,6 +170,7 @@ TRANSACTION_ID_BYTES: Final = 16
 _COMPLETED: Final = 1  # TransferStatus
 
 assert BODY_BYTES == 64
+assert ANSWER.size == ANSWER_BYTES
 assert VOTE.size == VOTE_BYTES
 assert DECISION.size == DECISION_BYTES
 assert RESULT_BYTES == 24

@@ -15,7 +15,6 @@ import functools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 import grpc
@@ -24,12 +23,10 @@ import structlog
 from cluster.clock import HybridClock
 from cluster.faults import Fault
 from cluster.packed import (
-    ANSWER,
+    ANSWER_BYTES,
     BATCH_TRANSFERS_MAX,
     TRANSACTION_ID_BYTES,
-    VOTE,
-    Fate,
-    Outcome,
+    VOTE_BYTES,
 )
 from cluster.shard_client import (
     ABORT_PREPARED,
@@ -52,11 +49,13 @@ from coordinator.actions import (
     Prepare,
     Retry,
 )
+from coordinator.counters import Counters
 from coordinator.lanes import Lane, LaneRules
 from coordinator.routes import TURN_MAX, Routes
 from coordinator.shards import Shards
+from coordinator.states import State
 from coordinator.transactions import Item, Job
-from coordinator.two_phase import HomeAnswer, IllegalTransition, State
+from coordinator.two_phase import IllegalTransition
 from coordinator.window import Ending, WindowRules
 from doubloon.v1 import shard_service_pb2 as shard_pb2
 
@@ -81,25 +80,11 @@ DEADLINE_GRACE_S: Final = 0.01
 _ENDED: Final = State.ENDED
 _PREPARING: Final = State.PREPARING
 _WAITING: Final = State.WAITING
-_COMMITTED: Final = int(Fate.COMMITTED)
-_REFUSED: Final = int(Outcome.REFUSED)
 _DONE: Final = Ending.DONE
 _RETRYING: Final = Ending.RETRYING
 _CUT_OFF: Final = Ending.CUT_OFF
 
 _LOG = structlog.stdlib.get_logger("rounds")
-
-
-@dataclass(slots=True)
-class Counters:
-    """What has been done since the process started; `doubloon.v1.GetCoordinatorStatusResponse`."""
-
-    transactions: int = 0
-    committed: int = 0
-    refused: int = 0
-    busy: int = 0
-    rounds: int = 0
-    shard_calls: int = 0
 
 
 class Rounds:
@@ -291,9 +276,14 @@ class Rounds:
         if not batch:
             return True
         self._count_round()
-        headers, members, metadata = zip(
-            *[item.for_participant(shard) for item in batch], strict=True
-        )
+        headers: list[bytes] = []
+        members: list[bytes] = []
+        metadata: list[bytes] = []
+        for item in batch:
+            header, own_members, own_metadata = item.for_participant(shard)
+            headers.append(header)
+            members.append(own_members)
+            metadata.append(own_metadata)
         request = shard_pb2.PrepareRequest(
             headers=b"".join(headers),
             members=b"".join(members),
@@ -302,7 +292,7 @@ class Rounds:
         )
         response = await self._call(shard, PREPARE, request, version)
         votes = b"" if response is None else response.votes
-        if response is None or len(votes) != len(batch) * VOTE.size:
+        if response is None or len(votes) != len(batch) * VOTE_BYTES:
             for item in batch:
                 self._event(item, lambda item: item.unreached(shard))
             return False
@@ -310,7 +300,7 @@ class Rounds:
         for at, item in enumerate(batch):
             if at % TURN_MAX == 0:
                 await _next_turn(at)
-            start = at * VOTE.size
+            start = at * VOTE_BYTES
             self._voted(item, shard, votes[start], votes[start + 1], votes[start + 2])
         return True
 
@@ -336,7 +326,7 @@ class Rounds:
         )
         response = await self._call(shard, COMMIT_HOME, request, version)
         answers = b"" if response is None else response.answers
-        if response is None or len(answers) != len(batch) * ANSWER.size:
+        if response is None or len(answers) != len(batch) * ANSWER_BYTES:
             for item in batch:
                 self._event(item, lambda item: item.home_unknown())
             self._retry_later(batch)
@@ -345,11 +335,11 @@ class Rounds:
         for at, item in enumerate(batch):
             if at % TURN_MAX == 0:
                 await _next_turn(at)
-            self._decided(item, ANSWER.unpack_from(answers, at * ANSWER.size))
+            self._decided(item, answers[at * ANSWER_BYTES : (at + 1) * ANSWER_BYTES])
         self._retry_later(batch)
         return True
 
-    def _decided(self, item: Item, answer: HomeAnswer) -> None:
+    def _decided(self, item: Item, answer: bytes) -> None:
         if not item.is_settled:
             try:
                 actions = item.home_answer(answer)
@@ -357,7 +347,7 @@ class Rounds:
                 self._give_up(item, error)
             else:
                 self._follow(item, actions)
-        self._count_outcome(answer[0], answer[1])
+        self.counters.count_outcome(answer[0], answer[1])
 
     async def _commit_prepared(self, shard: int, batch: list[Item]) -> bool:
         """COMMIT, to a participant."""
@@ -475,12 +465,6 @@ class Rounds:
         if now_s != self._round_began_s:
             self._round_began_s = now_s
             self.counters.rounds += 1
-
-    def _count_outcome(self, fate: int, outcome: int) -> None:
-        if fate == _COMMITTED:
-            self.counters.committed += 1
-        elif outcome == _REFUSED:
-            self.counters.refused += 1
 
 
 async def _next_turn(done: int) -> None:

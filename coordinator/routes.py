@@ -46,6 +46,8 @@ class Routes:
         # Where something waits and something has ended since.
         self._woken: OrderedDict[Route, None] = OrderedDict()
         self._turn: asyncio.Handle | None = None
+        # Known once something was offered. To ask for it costs a system call (CPython 3.11).
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def offer(self, items: Iterable[Item]) -> None:
         """Begin an attempt of each as soon as there is room.
@@ -53,7 +55,9 @@ class Routes:
         Args:
             items: neither waiting nor under way.
         """
-        now_s = asyncio.get_running_loop().time()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        now_s = self._loop.time()
         routes = self._routes
         ready = []
         for item in items:
@@ -84,7 +88,8 @@ class Routes:
             del waiting[item]
         else:
             item.began_s = _NOT_BEGUN
-            now_s = asyncio.get_running_loop().time()
+            assert self._loop is not None, "it was offered"
+            now_s = self._loop.time()
             route.window.end(item.size, began_s, now_s, ending, len(waiting))
         # Also when the queue's head, for which there was no room, has gone.
         if waiting:

@@ -56,12 +56,22 @@ thereby heard as such though a participant is down.
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
-from cluster.packed import DECISION, GROUP_RESULT, VOTE, Fate, Outcome, Vote
+from cluster.packed import (
+    ANSWER,
+    ANSWER_DECIDED_AT,
+    ANSWER_ID_AT,
+    ANSWER_TIME_AT,
+    DECISION,
+    GROUP_RESULT,
+    VOTE,
+    Fate,
+    Outcome,
+    Vote,
+)
 from cluster.refusals import RefusalReason
 from coordinator.actions import (
     NOT_IN_TIME,
@@ -76,79 +86,7 @@ from coordinator.actions import (
     Retry,
     Status,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-
-class State(IntEnum):
-    """Where a transaction stands; the module's docstring says what each means."""
-
-    WAITING = 0
-    PREPARING = 1
-    INQUIRING = 2
-    DECIDING = 3
-    POSTING = 4
-    FOLLOWING = 5
-    DECIDING_UNHEARD = 6
-    POSTING_UNHEARD = 7
-    ENDED = 8
-
-
-class Event(IntEnum):
-    """What happens to a transaction."""
-
-    BEGIN = 0
-    """A new attempt shall begin."""
-    VOTE = 1
-    """A participant has answered PREPARE."""
-    UNREACHED = 2
-    """A participant has not: whether it prepared is not known."""
-    HOME_ANSWER = 3
-    HOME_UNKNOWN = 4
-    """The home has not answered: what it did is not known."""
-    POSTED = 5
-    """A participant has posted, durably."""
-    POST_UNKNOWN = 6
-    """A participant has not said so."""
-    DEADLINE = 7
-    """The client waits no longer."""
-
-
-TRANSITIONS: Final[Mapping[tuple[State, Event], frozenset[State]]] = {
-    (State.WAITING, Event.BEGIN): frozenset({State.PREPARING}),
-    (State.WAITING, Event.DEADLINE): frozenset({State.ENDED}),
-    (State.PREPARING, Event.VOTE): frozenset({State.PREPARING, State.INQUIRING, State.DECIDING}),
-    (State.PREPARING, Event.UNREACHED): frozenset({State.PREPARING, State.INQUIRING}),
-    (State.PREPARING, Event.DEADLINE): frozenset({State.ENDED}),
-    (State.INQUIRING, Event.HOME_ANSWER): frozenset({State.WAITING, State.FOLLOWING, State.ENDED}),
-    (State.INQUIRING, Event.HOME_UNKNOWN): frozenset({State.WAITING}),
-    (State.INQUIRING, Event.DEADLINE): frozenset({State.ENDED}),
-    (State.DECIDING, Event.HOME_ANSWER): frozenset(
-        {State.WAITING, State.POSTING, State.FOLLOWING, State.ENDED}
-    ),
-    (State.DECIDING, Event.HOME_UNKNOWN): frozenset({State.DECIDING}),
-    (State.DECIDING, Event.DEADLINE): frozenset({State.DECIDING_UNHEARD}),
-    (State.POSTING, Event.POSTED): frozenset({State.POSTING, State.ENDED}),
-    (State.POSTING, Event.POST_UNKNOWN): frozenset({State.POSTING}),
-    (State.POSTING, Event.DEADLINE): frozenset({State.POSTING_UNHEARD}),
-    (State.FOLLOWING, Event.POSTED): frozenset({State.FOLLOWING, State.ENDED}),
-    (State.FOLLOWING, Event.POST_UNKNOWN): frozenset({State.FOLLOWING}),
-    (State.FOLLOWING, Event.DEADLINE): frozenset({State.ENDED}),
-    (State.DECIDING_UNHEARD, Event.HOME_ANSWER): frozenset({State.POSTING_UNHEARD, State.ENDED}),
-    (State.DECIDING_UNHEARD, Event.HOME_UNKNOWN): frozenset({State.ENDED}),
-    (State.POSTING_UNHEARD, Event.POSTED): frozenset({State.POSTING_UNHEARD, State.ENDED}),
-    (State.POSTING_UNHEARD, Event.POST_UNKNOWN): frozenset({State.ENDED}),
-    # Answers to questions asked before the client's time was over.
-    (State.ENDED, Event.VOTE): frozenset({State.ENDED}),
-    (State.ENDED, Event.UNREACHED): frozenset({State.ENDED}),
-    (State.ENDED, Event.HOME_ANSWER): frozenset({State.ENDED}),
-    (State.ENDED, Event.HOME_UNKNOWN): frozenset({State.ENDED}),
-    (State.ENDED, Event.POSTED): frozenset({State.ENDED}),
-    (State.ENDED, Event.POST_UNKNOWN): frozenset({State.ENDED}),
-}
-"""Every legal transition: state and event → the states that may follow."""
-
+from coordinator.states import TRANSITIONS, Event, State
 
 # The same, by state and then by event: found without making a pair.
 _AFTERS: Final = {
@@ -160,9 +98,6 @@ _AFTERS: Final = {
 class IllegalTransition(Exception):  # noqa: N818 - it says what happened
     """An event that cannot occur in this state; nothing was changed."""
 
-
-HomeAnswer = tuple[int, int, int, int, int, int, int, int, int, int, bytes]
-"""An unpacked `cluster.packed.ANSWER`."""
 
 # Taken from its enumeration, a member costs ten times what a global does (CPython 3.11); one
 # transaction needs some forty.
@@ -202,6 +137,10 @@ _FINISH: Final = Finish()
 _COMMIT: Final = CommitHome(VOTE.pack(Vote.YES, 0, 0))
 _INQUIRE: Final = CommitHome(VOTE.pack(Vote.NO, _INQUIRY_REASON, 0))
 
+# A completed result up to where it has what the home's answer says.
+_COMPLETED_HEAD: Final = bytes((Status.COMPLETED, 0, 0, 0, 0, 0, 0, 0))
+_REPEATED_HEAD: Final = bytes((Status.COMPLETED, 0, 0, 1, 0, 0, 0, 0))
+
 # Behind every (reason, index).
 _NO_REFUSAL: Final = (len(RefusalReason) + 1, 0)
 
@@ -229,10 +168,9 @@ class Transaction:
         "_awaited",
         "_decision",
         "_held",
-        "_minor",
         "_refusal",
         "_repeat",
-        "_time_us",
+        "_shown",
         "_undecidable",
         "deadline_us",
         "home",
@@ -253,7 +191,8 @@ class Transaction:
         self._undecidable = False
         self._asked: CommitHome | None = None  # what the home is
         self._decision = b""
-        self._repeat = self._time_us = self._minor = 0  # of what has been committed
+        self._repeat = 0
+        self._shown = b""  # of what has been committed: time and balance, packed
 
     @property
     def is_answered(self) -> bool:
@@ -298,8 +237,8 @@ class Transaction:
         self._check_awaited(_EVENT_UNREACHED, shard)
         return self._count_vote(_EVENT_UNREACHED, shard, undecidable=True)
 
-    def home_answer(self, answer: HomeAnswer) -> Actions:
-        """The home has answered COMMIT: this attempt's fate, and the key's outcome."""
+    def home_answer(self, answer: bytes) -> Actions:
+        """The home has answered COMMIT, packed: this attempt's fate, and the key's outcome."""
         if self.state is _ENDED:
             return self._ignore(_EVENT_HOME_ANSWER)
         fate, outcome = answer[0], answer[1]
@@ -407,7 +346,7 @@ class Transaction:
         self._asked = ask
         return _NOTHING if ask is None else (ask,)
 
-    def _committed(self, answer: HomeAnswer) -> Actions:
+    def _committed(self, answer: bytes) -> Actions:
         """This attempt has been committed: now, or when the home was asked before."""
         if self._asked is not _COMMIT:
             raise IllegalTransition("the home has committed what it was told not to")
@@ -416,15 +355,15 @@ class Transaction:
         if not unposted:
             # It was committed when asked before, and a sweep has finished it since.
             self._go(_EVENT_HOME_ANSWER, _ENDED)
-            self._keep(0, answer[7], answer[8])
+            self._keep(answer, repeat=0)
             return _NOTHING if unheard else (Answer(self._completed(_STATUS_COMPLETED)),)
         self._go(_EVENT_HOME_ANSWER, _POSTING_UNHEARD if unheard else _POSTING)
-        self._keep(0, answer[7], answer[8])
-        self._decision = DECISION.pack(self.transaction_id, answer[9])
+        self._keep(answer, repeat=0)
+        self._decision = self.transaction_id + answer[ANSWER_DECIDED_AT:ANSWER_ID_AT]
         self._awaited = self.participants
         return (CommitPrepared(self._decision, self.participants),)
 
-    def _committed_by_another(self, answer: HomeAnswer) -> Actions:
+    def _committed_by_another(self, answer: bytes) -> Actions:
         """Another attempt has won; its participants are the same, and the client waits for them."""
         abort = self._abort()
         unposted = answer[6]
@@ -433,20 +372,20 @@ class Transaction:
             return abort
         if not unposted:
             self._go(_EVENT_HOME_ANSWER, _ENDED)
-            self._keep(answer[4], answer[7], answer[8])
+            self._keep(answer, repeat=answer[4])
             return Answer(self._completed(_STATUS_COMPLETED)), *abort
         self._go(_EVENT_HOME_ANSWER, _FOLLOWING)
-        self._keep(answer[4], answer[7], answer[8])
-        self._decision = DECISION.pack(answer[10], answer[9])
+        self._keep(answer, repeat=answer[4])
+        self._decision = answer[ANSWER_ID_AT:] + answer[ANSWER_DECIDED_AT:ANSWER_ID_AT]
         self._awaited = self.participants
         return CommitPrepared(self._decision, self.participants), *abort
 
-    def _refused(self, answer: HomeAnswer) -> Actions:
+    def _refused(self, answer: bytes) -> Actions:
         unheard = self.state is _DECIDING_UNHEARD
         self._go(_EVENT_HOME_ANSWER, _ENDED)
         if unheard:
             return self._abort()
-        _, _, reason, differing, repeat, index, _, time_us, balance, _, _ = answer
+        _, _, reason, differing, repeat, index, _, time_us, balance, _, _ = ANSWER.unpack(answer)
         result = GROUP_RESULT.pack(
             _STATUS_REFUSED, reason, differing, repeat, index, 0, time_us, balance
         )
@@ -460,7 +399,7 @@ class Transaction:
         self._go(event, _WAITING)
         return *self._abort(), _RETRY
 
-    def _is_no_news(self, answer: HomeAnswer) -> bool:
+    def _is_no_news(self, answer: bytes) -> bool:
         """Whether the home only gave an inquiry's own reason back."""
         return self.state is _INQUIRING and answer[2] == _INQUIRY_REASON
 
@@ -484,8 +423,9 @@ class Transaction:
     def _await_no_more(self, shard: int) -> None:
         self._awaited = tuple([each for each in self._awaited if each != shard])
 
-    def _keep(self, repeat: int, time_us: int, minor: int) -> None:
-        self._repeat, self._time_us, self._minor = repeat, time_us, minor
+    def _keep(self, answer: bytes, repeat: int) -> None:
+        self._repeat = repeat
+        self._shown = answer[ANSWER_TIME_AT:ANSWER_DECIDED_AT]
 
     def _abort(self) -> Actions:
         if not self._held:
@@ -493,4 +433,6 @@ class Transaction:
         return (AbortPrepared(DECISION.pack(self.transaction_id, self.deadline_us), self._held),)
 
     def _completed(self, status: Status) -> bytes:
-        return GROUP_RESULT.pack(status, 0, 0, self._repeat, 0, 0, self._time_us, self._minor)
+        if status is _STATUS_COMPLETED:
+            return (_REPEATED_HEAD if self._repeat else _COMPLETED_HEAD) + self._shown
+        return bytes((status, 0, 0, self._repeat, 0, 0, 0, 0)) + self._shown

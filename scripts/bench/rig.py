@@ -4,6 +4,7 @@ Accounts are players with money, so every transfer is checked as a game's is. Ea
 treasury that funds its own accounts before anything is timed.
 """
 
+import gc
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -177,11 +178,17 @@ class Rig:
     async def measured(self) -> AsyncIterator[Section]:
         """Note what everything uses while the context lasts, and check nothing was lost."""
         section = Section()
+        # What was drawn before would be looked at by every collection, and is no part of the work.
+        gc.collect()
+        gc.freeze()
         before, (turns_before, _) = await self.admin.cluster_status(), await self._turns()
         disk, pids, loop_ns = self.data_bytes(), self.pids(), python_loop_ns()
         cpu, machine = cpu_of(pids), MachineWatch()
-        async with MemoryWatch(self.pids) as section.memory:
-            yield section
+        try:
+            async with MemoryWatch(self.pids) as section.memory:
+                yield section
+        finally:
+            gc.unfreeze()
         seconds = machine.seconds()
         used_s = {name: used - cpu[name] for name, used in cpu_of(pids).items()}
         others_s, stolen_s = machine.others_s(sum(used_s.values())), machine.stolen_s()

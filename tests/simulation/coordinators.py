@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cluster.clock import HybridClock
-from cluster.packed import ANSWER, DECISION, RESOLUTION, VOTE, Vote
+from cluster.packed import DECISION, RESOLUTION, VOTE, Vote
 from coordinator.actions import (
     AbortPrepared,
     Answer,
@@ -28,8 +28,8 @@ from coordinator.rounds import (
     RETRY_MAX_S,
     TRANSACTION_LIFE_US,
 )
+from coordinator.states import State
 from coordinator.transactions import take_apart
-from coordinator.two_phase import State
 from shard_node.transactions import Header, Request
 from tests.simulation.world import MS, SECOND, Process
 
@@ -190,7 +190,7 @@ class Coordinator(Process):
             at.commit_home(request, vote, answer)
 
         def then(answer: bytes) -> None:
-            self.apply(it, it.item.home_answer(ANSWER.unpack(answer)))
+            self.apply(it, it.item.home_answer(answer))
 
         def unknown() -> None:
             self._pause("ask again", lambda: self.apply(it, it.item.home_unknown()))

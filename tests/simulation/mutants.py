@@ -12,7 +12,7 @@ from librt.strings import BytesWriter
 
 from cluster.packed import ANSWER, VOTE, Fate, Outcome, Vote
 from cluster.refusals import RefusalReason
-from coordinator.two_phase import State
+from coordinator.states import State
 from shard_node.participant import Participant
 from tests.simulation.coordinators import Coordinator
 from tests.simulation.scenario import Parts

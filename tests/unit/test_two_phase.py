@@ -20,7 +20,8 @@ from coordinator.actions import (
     Retry,
     Status,
 )
-from coordinator.two_phase import TRANSITIONS, Event, IllegalTransition, State, Transaction
+from coordinator.states import TRANSITIONS, Event, State
+from coordinator.two_phase import IllegalTransition, Transaction
 from doubloon.v1 import types_pb2
 from tests.support.transaction_shards import answer
 
@@ -37,37 +38,34 @@ YES = (Vote.YES, 0, 0)
 VOTES = [YES, (Vote.NO, NO_FUNDS, 1), (Vote.NO, FROZEN, 0), (Vote.BUSY, 0, 0), (Vote.LATE, 0, 0)]
 
 # What a home may say, by a name for each.
-HOME_SAYS: dict[str, tuple[Any, ...]] = {
-    name: ANSWER.unpack(packed)
-    for name, packed in {
-        "committed": answer(
-            Fate.COMMITTED, Outcome.COMMITTED, unposted=1, time_us=TIME_US, balance=BALANCE,
-            decided_us=DECIDED_US, transaction_id=ID,
-        ),
-        "committed and finished": answer(
-            Fate.COMMITTED, Outcome.COMMITTED, time_us=TIME_US, balance=BALANCE,
-            decided_us=DECIDED_US, transaction_id=ID,
-        ),
-        "another committed": answer(
-            Fate.ABORTED, Outcome.COMMITTED, repeat=1, unposted=1, time_us=TIME_US,
-            balance=BALANCE, decided_us=DECIDED_US, transaction_id=OTHER_ID,
-        ),
-        "another posted": answer(
-            Fate.ABORTED, Outcome.COMMITTED, repeat=1, time_us=TIME_US, balance=BALANCE
-        ),
-        "refused": answer(
-            Fate.ABORTED, Outcome.REFUSED, NO_FUNDS, index=2, time_us=TIME_US, balance=BALANCE
-        ),
-        "key reused": answer(Fate.ABORTED, Outcome.REFUSED, RefusalReason.KEY_REUSED, 3),
-        "no news": answer(Fate.ABORTED, Outcome.REFUSED, RefusalReason.UNKNOWN_CURRENCY),
-        "aborted": answer(Fate.ABORTED, Outcome.NONE),
-    }.items()
+HOME_SAYS: dict[str, bytes] = {
+    "committed": answer(
+        Fate.COMMITTED, Outcome.COMMITTED, unposted=1, time_us=TIME_US, balance=BALANCE,
+        decided_us=DECIDED_US, transaction_id=ID,
+    ),
+    "committed and finished": answer(
+        Fate.COMMITTED, Outcome.COMMITTED, time_us=TIME_US, balance=BALANCE,
+        decided_us=DECIDED_US, transaction_id=ID,
+    ),
+    "another committed": answer(
+        Fate.ABORTED, Outcome.COMMITTED, repeat=1, unposted=1, time_us=TIME_US,
+        balance=BALANCE, decided_us=DECIDED_US, transaction_id=OTHER_ID,
+    ),
+    "another posted": answer(
+        Fate.ABORTED, Outcome.COMMITTED, repeat=1, time_us=TIME_US, balance=BALANCE
+    ),
+    "refused": answer(
+        Fate.ABORTED, Outcome.REFUSED, NO_FUNDS, index=2, time_us=TIME_US, balance=BALANCE
+    ),
+    "key reused": answer(Fate.ABORTED, Outcome.REFUSED, RefusalReason.KEY_REUSED, 3),
+    "no news": answer(Fate.ABORTED, Outcome.REFUSED, RefusalReason.UNKNOWN_CURRENCY),
+    "aborted": answer(Fate.ABORTED, Outcome.NONE),
 }  # fmt: skip
 MEANINGLESS = {
-    "undecided": ANSWER.unpack(answer(Fate.UNDECIDED, Outcome.NONE)),
-    "committed without an outcome": ANSWER.unpack(answer(Fate.COMMITTED, Outcome.NONE)),
-    "committed and refused": ANSWER.unpack(answer(Fate.COMMITTED, Outcome.REFUSED, NO_FUNDS)),
-    "undecided, and the key committed": ANSWER.unpack(answer(Fate.UNDECIDED, Outcome.COMMITTED)),
+    "undecided": answer(Fate.UNDECIDED, Outcome.NONE),
+    "committed without an outcome": answer(Fate.COMMITTED, Outcome.NONE),
+    "committed and refused": answer(Fate.COMMITTED, Outcome.REFUSED, NO_FUNDS),
+    "undecided, and the key committed": answer(Fate.UNDECIDED, Outcome.COMMITTED),
 }
 
 Step = tuple[Event, tuple[Any, ...]]
@@ -210,7 +208,7 @@ def test_a_home_that_commits_what_it_was_told_not_to_is_not_believed(
     transaction, _ = replay(path, (B,))
     before = snapshot(transaction)
     with pytest.raises(IllegalTransition):
-        transaction.home_answer(ANSWER.unpack(ANSWER.pack(*HOME_SAYS["committed"])))
+        transaction.home_answer(HOME_SAYS["committed"])
     assert snapshot(transaction) == before
 
 
@@ -276,7 +274,7 @@ def test_what_is_sent_follows_only_from_what_is_certain(participants: tuple[int,
         may_commit = False
         for event, arguments in path:
             actions = step(transaction, event, arguments)
-            said = arguments[0] if event is Event.HOME_ANSWER else None
+            said = ANSWER.unpack(arguments[0]) if event is Event.HOME_ANSWER else None
             if said is not None and said[1] == Outcome.COMMITTED:
                 own = transaction.transaction_id if said[0] == Fate.COMMITTED else said[10]
                 decided.add(DECISION.pack(own, said[9]))
@@ -402,7 +400,7 @@ def test_what_follows_from_the_homes_answer(
     others: Actions,
 ) -> None:
     transaction, _ = replay(path, (B,))
-    actions = transaction.home_answer(ANSWER.unpack(ANSWER.pack(*HOME_SAYS[said])))
+    actions = transaction.home_answer(HOME_SAYS[said])
     assert transaction.state is state
     assert result_of(actions) == result
     assert tuple(one for one in actions if not isinstance(one, Answer)) == others
