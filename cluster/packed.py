@@ -42,7 +42,8 @@ All numbers are little-endian. Fixed strides let a router slice a batch without 
               66      2   the destination account's shard
               68      4   zero
 
-    header     0     16   transaction id, random
+    header     0     16   transaction id: the millisecond in which it was begun, 6 bytes big-endian
+                          (as a UUID of version 7 has it), and 10 random bytes
               16      8   deadline, microseconds
               24      8   the first member's source account: with its transfer id, the key
               32      2   home: the shard of that account
@@ -166,6 +167,10 @@ RESOLUTION: Final = struct.Struct("<B7xq")
 """fate, decided."""
 
 TRANSACTION_ID_BYTES: Final = 16
+ID_TIME_BYTES: Final = 6
+ID_RANDOM_BYTES: Final = 10
+"""What a transaction id is made of. The time is nobody's promise: it only puts ids that begin, and
+so end, at about the same time next to each other."""
 
 _COMPLETED: Final = 1  # TransferStatus
 

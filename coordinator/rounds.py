@@ -25,7 +25,8 @@ from cluster.faults import Fault
 from cluster.packed import (
     ANSWER_BYTES,
     BATCH_TRANSFERS_MAX,
-    TRANSACTION_ID_BYTES,
+    ID_RANDOM_BYTES,
+    ID_TIME_BYTES,
     VOTE_BYTES,
 )
 from cluster.shard_client import (
@@ -94,7 +95,7 @@ class Rounds:
         shards: see there.
         clock: stamps deadlines and requests, and observes the shards' clocks.
         rng: for jitter.
-        random_bytes: gives so many, for transaction ids: nobody else may ever make the same.
+        random_bytes: gives so many, for transaction ids: nobody else may ever draw the same.
         in_progress_max: members in progress; beyond it callers hear RESOURCE_EXHAUSTED.
         life_us: how long an attempt may take until its home gives it up.
         rules: of the lanes on a client's way.
@@ -197,16 +198,19 @@ class Rounds:
 
     def _begin(self, items: list[Item]) -> None:
         """Begin an attempt of each."""
-        deadline_us = self._clock.tick() + self._life_us
-        ids = self._random_bytes(TRANSACTION_ID_BYTES * len(items))
+        now_us = self._clock.tick()
+        deadline_us = now_us + self._life_us
+        began = (now_us // 1_000).to_bytes(ID_TIME_BYTES, "big")
+        drawn = self._random_bytes(ID_RANDOM_BYTES * len(items))
         version = self._shards.topology.version
         for at, item in enumerate(items):
             if item.topology_version != version:
                 # Its members name the wrong shards by now; nothing of it has happened.
                 self._apply(item, item.deadline(), _CUT_OFF)
                 continue
-            start = at * TRANSACTION_ID_BYTES
-            self._apply(item, item.begin(ids[start : start + TRANSACTION_ID_BYTES], deadline_us))
+            start = at * ID_RANDOM_BYTES
+            transaction_id = began + drawn[start : start + ID_RANDOM_BYTES]
+            self._apply(item, item.begin(transaction_id, deadline_us))
 
     def _apply(self, item: Item, actions: Actions, ending: Ending = _DONE) -> None:
         """Do what a transaction's event called for; `ending` tells why, in case that it ended."""

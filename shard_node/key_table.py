@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PARTS: Final = 64
 """Of a million keys the largest part has 22,000, and takes 1 ms to grow."""
 
-CHOICES: Final = 4096
+_CHOICES: Final = 4096
 _CHOICE_SHIFT: Final = 51  # leaves 12 bits of 63
 _HAND_STEP: Final = 1607  # odd: comes by all choices, and mostly to another part each time
 _MULTIPLIER: Final = 0x1E3779B97F4A7C15  # see `account_table`
@@ -68,8 +68,8 @@ class KeyTable:
         some = min(keys_max, self._count)
         self._count -= some
         while some > 0:
-            part = self._parts[PART_OF[self._hand]]
-            self._hand = (self._hand + _HAND_STEP) % CHOICES
+            part = self._parts[_PART_OF[self._hand]]
+            self._hand = (self._hand + _HAND_STEP) % _CHOICES
             if part:
                 part.popitem()
                 some -= 1
@@ -79,15 +79,14 @@ def _part(key: bytes) -> int:
     """The number of the part that a key belongs in, whichever half of the id it differs in."""
     mixed: i64 = (read_i64_le(key, 0) ^ read_i64_le(key, 8)) * _MULTIPLIER
     choice: i64 = (mixed & _LOW_63) >> _CHOICE_SHIFT
-    return PART_OF[choice]
+    return _PART_OF[choice]
 
 
 def _spread() -> bytes:
     """The part for each choice."""
     shares = [2.0 ** (number / PARTS) for number in range(PARTS)]
-    ends = [round(CHOICES * each / sum(shares)) for each in accumulate(shares, initial=0.0)]
+    ends = [round(_CHOICES * each / sum(shares)) for each in accumulate(shares, initial=0.0)]
     return b"".join(bytes([number]) * (ends[number + 1] - ends[number]) for number in range(PARTS))
 
 
-PART_OF: Final = _spread()
-"""The part for each choice, of which a key makes one by its hash."""
+_PART_OF: Final = _spread()

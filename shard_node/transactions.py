@@ -76,7 +76,7 @@ class Header:
     """A transaction, as every message about it names it.
 
     Attributes:
-        transaction_id: 16 random bytes.
+        transaction_id: 16 bytes, see `cluster.packed`.
         deadline_us: past it nobody prepares it and its home does not commit it.
         first_source: the first member's source account, the second part of the key.
         home: the shard of that account, which decides.

@@ -3,7 +3,6 @@
 import random
 
 from shard_node.ended import Ended
-from shard_node.key_table import PARTS
 
 MANY = 60_000
 
@@ -15,7 +14,7 @@ def test_random_changes(rng: random.Random) -> None:
     now_us = 1_000
     for _ in range(5_000):
         now_us += rng.randint(0, 3)
-        transaction_id = rng.randbytes(1) + bytes(15) if rng.random() < 0.1 else rng.randbytes(16)
+        transaction_id = rng.choice((bytes(15) + rng.randbytes(1), rng.randbytes(16)))
         until_us, decided_us = now_us + rng.randint(0, 500), rng.choice((0, now_us))
         ended.add(transaction_id, until_us, decided_us)
         model[transaction_id] = (model.get(transaction_id, (until_us,))[0], decided_us)
@@ -28,13 +27,15 @@ def test_random_changes(rng: random.Random) -> None:
             assert ended.get(rng.randbytes(16)) is None
     ended.forget(now_us + 501)
     assert len(ended) == 0
-    assert not any(ended._parts)
+    assert not ended._buckets
 
 
-def test_random_ids_are_spread_over_all_parts(rng: random.Random) -> None:
-    """So that none of them is large when it is moved to grow."""
+def test_what_began_together_lies_together(rng: random.Random) -> None:
+    """So that what comes later finds nothing to look through, and no bucket is large."""
     ended = Ended()
-    for _ in range(MANY):
-        ended.add(rng.randbytes(16), 1, 0)
-    assert max(map(len, ended._parts)) < 3 * min(map(len, ended._parts))
-    assert max(map(len, ended._parts)) < 2 * MANY / PARTS
+    for at in range(MANY):
+        ended.add((at // 80).to_bytes(6, "big") + rng.randbytes(10), 1, 0)
+    assert len(ended._buckets) == -(-MANY // 80 // 128)
+    assert max(map(len, ended._buckets.values())) == 80 * 128
+    ended.forget(2)
+    assert not ended._buckets
