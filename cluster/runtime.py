@@ -93,6 +93,21 @@ def collect_seldom() -> None:
     gc.freeze()
 
 
+def schedule_as_batch() -> None:
+    """Have this process's threads wait for a core when they wake up, and push nobody off one.
+
+    To be called before there are threads: they inherit it. For a process whose threads wake each
+    other up for every call that passes through, see decision 0044. Linux only (sched(7),
+    SCHED_BATCH); elsewhere, and where it is not allowed, nothing changes.
+    """
+    if not hasattr(os, "SCHED_BATCH"):
+        return
+    try:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError as error:
+        _LOG.info("not_scheduled_as_batch", reason=str(error))
+
+
 def anonymous_memory_bytes() -> int:
     """Return this process's anonymous resident memory; 0 where the system does not tell."""
     status = Path("/proc/self/status")

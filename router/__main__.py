@@ -19,7 +19,7 @@ from cluster.config import CommonConfig, server_options
 from cluster.etcd_membership import EtcdMembership
 from cluster.logs import configure
 from cluster.membership import Member, Membership, MembershipUnavailable
-from cluster.runtime import LoopMonitor, collect_seldom, run
+from cluster.runtime import LoopMonitor, collect_seldom, run, schedule_as_batch
 from cluster.shard_client import GrpcShardClient
 from cluster.shard_pool import ShardPool
 from doubloon.v1 import admin_service_pb2_grpc, wallet_service_pb2_grpc
@@ -131,6 +131,7 @@ def main(
         queued_per_shard,
         in_flight,
     )
+    schedule_as_batch()
     run(lambda stop: serve(config, member_id, bounds, stop, allow_imports=allow_imports))
 
 

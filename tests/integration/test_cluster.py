@@ -1,9 +1,11 @@
 """Three shards behind one router, nothing broken: what game servers and operators see."""
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain, count
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -21,6 +23,7 @@ from doubloon import (
     Transfer,
     TransferType,
 )
+from scripts.local_cluster import COORDINATOR, ROUTER, SHARD
 from scripts.naive import HOUR_US, Books
 from tests.support.clusters import (
     GOLD,
@@ -326,6 +329,18 @@ async def test_the_books_balance_and_the_status_is_whole(live: LiveCluster, town
     }
     health = await live.admin.process_health()
     assert {c.name for c in health.checks if c.healthy} >= {"etcd", "topology", "shards"}
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no such policy")
+async def test_routers_alone_are_scheduled_as_batch_with_all_their_threads(
+    live: LiveCluster, town: Town
+) -> None:
+    def policies(role: str) -> set[int]:
+        threads = Path(f"/proc/{live.processes.pid(role, 1)}/task").iterdir()
+        return {os.sched_getscheduler(int(each.name)) for each in threads}
+
+    assert policies(ROUTER) == {os.SCHED_BATCH}
+    assert policies(SHARD) == policies(COORDINATOR) == {os.SCHED_OTHER}
 
 
 async def test_the_plain_client_works_without_asyncio(live: LiveCluster, town: Town) -> None:

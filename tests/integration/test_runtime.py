@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -107,3 +108,24 @@ async def test_the_monitor_finds_a_stall() -> None:
     monitor.reset()
     assert monitor.longest_turn_ms == 0.0
     monitor.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no such policy")
+def test_threads_inherit_the_batch_policy() -> None:
+    body = (
+        "import os, threading; "
+        "policy = lambda: print(os.sched_getscheduler(0) == os.SCHED_BATCH, flush=True); "
+        "policy(); runtime.schedule_as_batch(); policy(); "
+        "thread = threading.Thread(target=policy); thread.start(); thread.join()"
+    )
+    process = start(body)
+    output, errors = process.communicate(timeout=WAIT_S)
+    assert output.splitlines() == ["running", "False", "True", "True"], errors
+
+
+def test_where_the_batch_policy_is_not_allowed_nothing_changes() -> None:
+    # The system refuses a policy that there is not as it would refuse one without the right to it.
+    body = "import os; os.SCHED_BATCH = -1; runtime.schedule_as_batch()"
+    code, lines = finish(start(body))
+    assert code == 0
+    assert [line["event"] for line in lines] == ["not_scheduled_as_batch", "stopped"]
