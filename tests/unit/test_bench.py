@@ -14,6 +14,7 @@ from cluster.topology import Topology
 from doubloon.v1 import shard_service_pb2, types_pb2, wallet_service_pb2
 from scripts.bench import fleet, load, report
 from scripts.bench.cases.floors import echo_server
+from scripts.bench.cases.growth import growth_percent
 from scripts.bench.cases.unary import METHOD
 from scripts.bench.drive import Timeline, drive, in_thread
 from scripts.bench.http2 import UnaryLoad, WireError
@@ -210,3 +211,9 @@ def test_a_fleet_grows_with_what_crosses() -> None:
     assert halved.shards >= 2 * large.shards - 2
     with pytest.raises(ValueError, match="no case gone"):
         fleet.Costs.of(_report(), ("gone",))
+
+
+def test_growth_is_that_of_the_later_half_at_the_median() -> None:
+    assert growth_percent([100, 100, 900, 105, 1, 105]) == pytest.approx(5.0)
+    assert growth_percent([100] * 9) == 0.0
+    assert growth_percent([]) == growth_percent([7]) == growth_percent([0, 0, 5, 5]) == 0.0

@@ -5,20 +5,16 @@ in flight; the client only sends bytes and looks at each result's status. The wh
 stretch, checkpoints included; repeats are parts of it that follow each other without a pause.
 """
 
-import statistics
-
 from scripts.bench.cases.case import Case, Plan, at_least, at_most
 from scripts.bench.drive import drive
 from scripts.bench.load import Draw, Ids, Spread, bodies, packed_requests
 from scripts.bench.results import Figure, Outcome
 from scripts.bench.rig import BATCH
-from scripts.bench.usage import MemoryWatch
 from scripts.progress import progress
 
 PER_SECOND_MIN = 300_000
 DISK_BYTES_MAX = 300
 MEMORY_MIB_MAX = 600
-MEMORY_GROWTH_PERCENT_MAX = 5.0
 TRANSFERS = 5_000_000
 FEWER_TRANSFERS = 2_000_000  # where the question is only how much slower it gets
 WARM_UP = 400_000
@@ -67,25 +63,11 @@ def _case(name: str, spread: Spread, ids: Ids, transfers: int) -> Case:
             Figure(
                 "shard node's memory", "MiB", [peak_mib], at_most("5", MEMORY_MIB_MAX),
             ),
-            Figure(
-                "its growth at the end", "%", [_growth_percent(section.memory)],
-                at_most("5", MEMORY_GROWTH_PERCENT_MAX),
-            ),
         ]  # fmt: skip
         notes = [f"{made:,} transfers on disk, a checkpoint just taken"]
         return Outcome(name, what, figures, usage, notes)
 
     return Case(name, what, run)
-
-
-def _growth_percent(memory: MemoryWatch) -> float:
-    """By how much the memory of the last third is above that of the middle third."""
-    held = [seen.get("shard-1", 0) for _, seen in memory.series]
-    third = len(held) // 3
-    if not third or not any(held):
-        return 0.0
-    before = statistics.median(held[third : 2 * third])
-    return (statistics.median(held[2 * third :]) / before - 1) * 100
 
 
 CASES = (
