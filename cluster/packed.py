@@ -142,6 +142,8 @@ SHARDS_AT: Final = 64
 HEADER: Final = struct.Struct("<16sqQHB5x")
 """transaction id, deadline, first source account, home, members."""
 
+HEADER_BYTES: Final = 40
+
 VOTE: Final = struct.Struct("<3B5x")
 """vote, refusal reason, index."""
 
@@ -175,6 +177,7 @@ so end, at about the same time next to each other."""
 _COMPLETED: Final = 1  # TransferStatus
 
 assert BODY_BYTES == 64
+assert HEADER.size == HEADER_BYTES
 assert ANSWER.size == ANSWER_BYTES
 assert VOTE.size == VOTE_BYTES
 assert DECISION.size == DECISION_BYTES

@@ -162,7 +162,8 @@ class Participant:
         # Point of no return.
         offset = self._block.add_to_heap(request.members + request.metadata)
         length = len(request.members) + len(request.metadata)
-        write_prepared(self._block.records, header.pack(), offset, length)
+        header.write(self._block.records)
+        write_prepared(self._block.records, offset, length)
         self._block.next_sequence()
         self._enter_prepared(request, legs, now_us)
         return _YES

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Final
 from librt.strings import BytesWriter, read_i64_le, write_i64_le
 
 from cluster.packed import AMOUNT_AT, BODY, BODY_BYTES, DESTINATION_AT, KEY_BYTES, SOURCE_AT
+from cluster.packed import HEADER_BYTES as TRANSACTION_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,6 +118,7 @@ _COMMITTED: Final = 7
 _LEG_INCOMING: Final = 9
 
 _ZEROS: Final = bytes(48)
+_REST_OF_PREPARED_BODY: Final = bytes(BODY_BYTES - TRANSACTION_HEADER_BYTES)
 
 # Where a record has its words: after the body, as `EFFECTS` and `LEG` lay them out.
 _SOURCE_PREVIOUS_AT: Final = BODY_BYTES + 24
@@ -330,10 +332,9 @@ def write_leg(
     write_i64_le(writer, first_source)
 
 
-def write_prepared(writer: BytesWriter, header: bytes, heap_offset: int, length: int) -> None:
-    """Writes the record of a prepared transaction: its header, and what `PREPARED.pack` gives."""
-    writer.write(header)
-    writer.write(_ZEROS[: BODY_BYTES - len(header)])
+def write_prepared(writer: BytesWriter, heap_offset: int, length: int) -> None:
+    """Writes the record of a prepared transaction behind its header: what `PREPARED.pack` gives."""
+    writer.write(_REST_OF_PREPARED_BODY)
     write_i64_le(writer, _PREPARED | heap_offset << 32)
     write_i64_le(writer, length)
     writer.write(_ZEROS)

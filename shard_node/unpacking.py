@@ -22,7 +22,7 @@ from cluster.packed import (
     GROUP_SIZE_AT,
     GROUP_SIZE_MAX,
     GROUPS_MAX,
-    HEADER,
+    HEADER_BYTES,
     IMPORT_AT,
     INDEX_AT,
     MEMBER_BODY,
@@ -43,8 +43,6 @@ from shard_node.transactions import DEADLINE_AHEAD_MAX_US, NO_TRANSACTION, Heade
 from shard_node.work import CALL_RECORDS_MAX, RECORDS_PER_MEMBER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from shard_node.legs import Member
     from shard_node.transactions import Transactions
 
@@ -122,40 +120,41 @@ async def requests_to_prepare(
     headers: bytes, members: bytes, metadata: bytes, shard_id: int
 ) -> list[Request]:
     """The transactions of a packed call to one of their participants."""
-
-    def check(request: Request) -> None:
-        if request.header.home in (0, shard_id):
-            raise bad_request("headers", "one does not have another shard as its home")
-        own = request.members
-        for at in range(0, len(own), MEMBER_BYTES):
-            source_shard, destination_shard = shards_of(own, at)
-            if shard_id not in (source_shard, destination_shard):
-                raise bad_request("members", "one does not touch this shard")
-
-    return await _requests(headers, members, metadata, check)
+    return await _requests(headers, members, metadata, shard_id, 0)
 
 
 async def requests_to_decide(
     headers: bytes, members: bytes, metadata: bytes, shard_id: int, clock_us: int
 ) -> list[Request]:
     """The transactions of a packed call to their home, whose clock stands at `clock_us`."""
+    assert clock_us, "the clock has been set"
+    return await _requests(headers, members, metadata, shard_id, clock_us)
 
-    def check(request: Request) -> None:
-        header, own = request.header, request.members
-        if not header.home == shards_of(own, 0)[0] == shard_id:
-            raise bad_request("headers", "one does not have its first source's shard as its home")
-        if header.first_source != read_i64_le(own, SOURCE_AT):
-            raise bad_request("headers", "one does not name its first member's source account")
-        if header.deadline_us > clock_us + DEADLINE_AHEAD_MAX_US:
-            raise bad_request("headers", "one has a deadline that lies too far ahead")
-        if max(own[GROUP_SIZE_AT], 1) != header.members_count:
-            raise bad_request("members", "some of a transaction's are missing")
-        for at in range(0, len(own), MEMBER_BYTES):
-            if shards_of(own, at) != (shard_id, shard_id):
-                return
-        raise bad_request("members", "those of a transaction touch no other shard")
 
-    return await _requests(headers, members, metadata, check)
+def _check_participant(request: Request, shard_id: int) -> None:
+    if request.header.home in (0, shard_id):
+        raise bad_request("headers", "one does not have another shard as its home")
+    own = request.members
+    for at in range(0, len(own), MEMBER_BYTES):
+        source_shard, destination_shard = shards_of(own, at)
+        if shard_id not in (source_shard, destination_shard):
+            raise bad_request("members", "one does not touch this shard")
+
+
+def _check_home(request: Request, shard_id: int, clock_us: int) -> None:
+    header, own = request.header, request.members
+    if not header.home == shards_of(own, 0)[0] == shard_id:
+        raise bad_request("headers", "one does not have its first source's shard as its home")
+    if header.first_source != read_i64_le(own, SOURCE_AT):
+        raise bad_request("headers", "one does not name its first member's source account")
+    if header.deadline_us > clock_us + DEADLINE_AHEAD_MAX_US:
+        raise bad_request("headers", "one has a deadline that lies too far ahead")
+    if max(own[GROUP_SIZE_AT], 1) != header.members_count:
+        raise bad_request("members", "some of a transaction's are missing")
+    for at in range(0, len(own), MEMBER_BYTES):
+        if shards_of(own, at) != (shard_id, shard_id):
+            return
+    raise bad_request("members", "those of a transaction touch no other shard")
 
 
 def check_votes(packed: bytes, requests: list[Request]) -> None:
@@ -244,17 +243,20 @@ def transaction_ids_of(packed: bytes, field: str) -> list[bytes]:
 
 
 async def _requests(
-    headers: bytes, members: bytes, metadata: bytes, check: Callable[[Request], None]
+    headers: bytes, members: bytes, metadata: bytes, shard_id: int, clock_us: int
 ) -> list[Request]:
-    """Takes a call apart in slices, each request checked; nothing is done before all are."""
-    count, rest = divmod(len(headers), HEADER.size)
+    """Takes a call apart in slices, each request checked; nothing is done before all are.
+
+    With a clock this shard is their home, else (0) a participant.
+    """
+    count, rest = divmod(len(headers), HEADER_BYTES)
     if rest or not 1 <= count <= BATCH_TRANSFERS_MAX:
-        raise bad_request("headers", f"must be 1 … {BATCH_TRANSFERS_MAX} of {HEADER.size} bytes")
+        raise bad_request("headers", f"must be 1 … {BATCH_TRANSFERS_MAX} of {HEADER_BYTES} bytes")
     _check_columns(members)
     found: list[Request] = []
     at = metadata_at = 0
-    for start in range(0, len(headers), HEADER.size):
-        header = Header.unpack(headers[start : start + HEADER.size])
+    for start in range(0, len(headers), HEADER_BYTES):
+        header = Header.unpack(headers, start)
         if header.transaction_id == NO_TRANSACTION:  # the legs of groups that needed none have it
             raise bad_request("headers", "one has no transaction id")
         if not 0 < header.first_source < 2**63:
@@ -264,9 +266,13 @@ async def _requests(
             raise bad_request("headers", "one has more members than there are, or none")
         own = members[at:end]
         length = _check_members(own)
-        found.append(Request(header, own, metadata[metadata_at : metadata_at + length]))
+        request = Request(header, own, metadata[metadata_at : metadata_at + length])
         at, metadata_at = end, metadata_at + length
-        check(found[-1])
+        if clock_us:
+            _check_home(request, shard_id, clock_us)
+        else:
+            _check_participant(request, shard_id)
+        found.append(request)
         if len(found) % TURN_REQUESTS_MAX == 0:
             await asyncio.sleep(0)
     if at != len(members):

@@ -189,10 +189,11 @@ def test_what_is_written_word_by_word_is_what_its_struct_packs(seed: int) -> Non
             header.members_count,
         )
         assert header.pack() == packed
-        assert Header.unpack(packed) == header
+        assert Header.unpack(packed) == Header.unpack(b"before" + packed, 6) == header
 
         writer = BytesWriter()
-        write_prepared(writer, packed, offset, size)
+        header.write(writer)
+        write_prepared(writer, offset, size)
         effects = PREPARED.pack(RecordKind.PREPARED, offset, size)
         assert writer.getvalue() == packed.ljust(BODY_BYTES, b"\0") + effects
 
