@@ -109,7 +109,8 @@ class Header:
         if len(packed) < at + HEADER_BYTES:
             raise struct.error(f"{len(packed) - at} bytes are no header of {HEADER_BYTES}")
         # Word by word, see `records.write_transfer`: a third of what `HEADER.unpack` costs.
-        first_source = read_i64_le(packed, at + _FIRST_SOURCE_AT)
+        # An `int`: as the `i64` that it is read as, it could not become what it stands for.
+        first_source: int = read_i64_le(packed, at + _FIRST_SOURCE_AT)
         return Header(
             packed[at : at + TRANSACTION_ID_BYTES],
             read_i64_le(packed, at + _DEADLINE_AT),
