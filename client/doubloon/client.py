@@ -16,7 +16,6 @@ from doubloon.gather import BATCH_MAX, CALLS_MAX, Gatherer, GatherLimits
 from doubloon.groups import Group, GroupResult
 from doubloon.history import BalanceSeries, Entry, EntryPage, FlowsWindow
 from doubloon.ids import new_transfer_id
-from doubloon.quick import maker_of
 from doubloon.retry import TIMEOUT_S, Retrier, RetryPolicy, Timing
 from doubloon.stream import WINDOW_DEFAULT, TransferStream
 from doubloon.times import Duration, Instant, duration_us, instant_us
@@ -41,8 +40,6 @@ from doubloon.wire_transfers import (
 
 ENTRIES_PER_PAGE: Final = 500
 """Entries asked for at once: few round trips, and a page is read in about 2 ms."""
-
-_make_transfer: Final = maker_of(Transfer)
 
 # These leave no doubt about earlier attempts with the same id; any other refusal left no record.
 _SPEAKS_FOR_KEY: Final = frozenset({RetryClass.NEW_KEY, RetryClass.NEVER})
@@ -193,7 +190,7 @@ class AsyncClient(Closing):
             DefiniteFault: it did not happen.
         """
         return await self._gatherer.submit(
-            _make_transfer(
+            Transfer(
                 source,
                 destination,
                 currency,

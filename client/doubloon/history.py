@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import Struct
+
 from doubloon.enums import EntryDirection, TransferType
 from doubloon.times import as_datetime
 from doubloon.transfers import RecordName
@@ -111,9 +113,8 @@ class FlowsWindow:
         return next((each for each in self.flows if each.currency == currency), none)
 
 
-@dataclass(frozen=True, slots=True)
-class HourPoint:
-    """One UTC hour of an account's balance in one currency."""
+class HourPoint(Struct, frozen=True, gc=False):
+    """One UTC hour of an account's balance in one currency. A month has 720: see `Transfer`."""
 
     hour_start_us: int
     """The hour's start, microseconds."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import grpc
+from msgspec import structs
 
 from doubloon.calls import ROUTER_FAILED, Caller
 from doubloon.channels import Router
@@ -241,4 +242,4 @@ def _broken_by_us(link: _Link) -> bool:
 def _numbered(result: TransferResult, place: int) -> TransferResult:
     if result.fault is None:
         return result
-    return replace(result, fault=replace(result.fault, index=place))
+    return structs.replace(result, fault=replace(result.fault, index=place))

@@ -1,7 +1,14 @@
-"""A transfer, and how it ended."""
+"""A transfer, and how it ended.
 
-from dataclasses import dataclass, field
+What a game server makes by the thousand, a transfer and its result, are structs of msgspec, which
+are made in a third of the time that a frozen dataclass takes, and which the collector need not look
+at: nothing in them leads back to them. Copies that differ: `msgspec.structs.replace`.
+"""
+
+from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct, field
 
 from doubloon.enums import RefusalReason, RetryClass, TransferStatus, TransferType
 from doubloon.faults import Fault, Refused
@@ -9,8 +16,7 @@ from doubloon.ids import new_transfer_id
 from doubloon.times import as_datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(Struct, frozen=True, gc=False):
     """One amount of one currency from a source account to a destination account.
 
     It is named everywhere by (source, transfer_id). The id is made here, with the transfer, so that
@@ -54,8 +60,7 @@ class Refusal:
     """With KEY_REUSED: the first field that differs from the recorded one (the wire's name)."""
 
 
-@dataclass(frozen=True, slots=True)
-class TransferResult:
+class TransferResult(Struct, frozen=True, gc=False):
     """The outcome of one transfer."""
 
     transfer_id: bytes

@@ -1,6 +1,6 @@
 """Answers to questions, from the wire: accounts, history, operations. One function per message."""
 
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import Message
 
@@ -28,7 +28,6 @@ from doubloon.operations import (
     ShardStatus,
     TransactionInfo,
 )
-from doubloon.quick import maker_of
 from doubloon.transfers import RecordName
 from doubloon.v1 import (
     admin_service_pb2,
@@ -39,8 +38,6 @@ from doubloon.v1 import (
 from doubloon.wire_transfers import contract_broken
 
 MessageT = TypeVar("MessageT", bound=Message)
-
-_make_point: Final = maker_of(HourPoint)  # a series of a month has 720
 
 
 def account(message: types_pb2.Account) -> Account:
@@ -125,7 +122,7 @@ def balance_series(message: wallet_service_pb2.GetBalanceSeriesResponse) -> Bala
         message.opening_balance_minor,
         tuple(
             [
-                _make_point(
+                HourPoint(
                     each.hour_start_us, each.balance_minor, each.incoming_minor, each.outgoing_minor
                 )
                 for each in message.hours

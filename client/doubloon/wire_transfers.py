@@ -20,7 +20,6 @@ from doubloon.enums import (
     member,
 )
 from doubloon.faults import Fault, InternalFault, fault_from_message
-from doubloon.quick import maker_of
 from doubloon.transfers import RecordedTransfer, RecordName, Refusal, Transfer, TransferResult
 from doubloon.v1 import types_pb2, wallet_service_pb2
 
@@ -34,7 +33,6 @@ ResultT = TypeVar("ResultT")
 
 _COMPLETED: Final = TransferStatus.COMPLETED
 _COMPLETED_ON_WIRE: Final = types_pb2.TRANSFER_STATUS_COMPLETED
-_make_result: Final = maker_of(TransferResult)
 
 # Where each field of ours goes on the wire, for naming the one that does not fit.
 TRANSFER_FIELDS: Final = {
@@ -97,11 +95,11 @@ def results_from_messages(
     if left_out:
         return with_left_out(transfers, messages, left_out, result_from_message, faulted_transfer)
     results: list[TransferResult] = []
-    append, make_result = results.append, _make_result
+    append = results.append
     for transfer, message in zip(transfers, messages, strict=True):
         if message.status == _COMPLETED_ON_WIRE:
             append(
-                make_result(
+                TransferResult(
                     transfer.transfer_id,
                     _COMPLETED,
                     message.time_us,

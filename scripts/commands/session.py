@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import click
 import uvloop
+from msgspec import Struct, structs
 from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -93,6 +94,8 @@ def plain(value: object) -> Any:
         return {
             each.name: _plain_field(each.name, getattr(value, each.name)) for each in fields(value)
         }
+    if isinstance(value, Struct):
+        return plain(structs.asdict(value))
     if isinstance(value, dict):
         return {str(key): _plain_field(str(key), each) for key, each in value.items()}
     if isinstance(value, Enum):

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final, TypeVar
 
+from msgspec import structs
+
 from doubloon import (
     AsyncAdminClient,
     AsyncClient,
@@ -132,10 +134,10 @@ class Client:
             return
         old, number = self._old(), self.rng.randrange(1, 3)
         if isinstance(old, Group):
-            legs = [replace(each, reference=number) for each in old.transfers]
+            legs = [structs.replace(each, reference=number) for each in old.transfers]
             await self.ask([replace(old, transfers=legs)])
         else:
-            await self.ask([replace(old, reference=number)])
+            await self.ask([structs.replace(old, reference=number)])
 
     async def _doubtful(self) -> None:
         """Whatever is not known."""

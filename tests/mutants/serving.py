@@ -153,12 +153,13 @@ MUTANTS: Final = (
             BATCHES,
             "            results = await self._kind.ask(asked, timeout_s)\n",
             "            fresh = new_transfer_id() if self._latest else b''\n"
-            "            some = [replace(each, transfer_id=fresh) for each in asked]\n"
+            "            some = [structs.replace(each, transfer_id=fresh) for each in asked]\n"
             "            results = await self._kind.ask(some if fresh else asked, timeout_s)\n",
         ),
         Edit(
             BATCHES,
             "from doubloon.retry import Retrier, can_be_asked_again\n",
+            "from msgspec import structs\n"
             "from doubloon.ids import new_transfer_id\n"
             "from doubloon.retry import Retrier, can_be_asked_again\n",
         ),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
+from msgspec import Struct, structs
 
 import doubloon
 from doubloon.enums import member
@@ -89,17 +90,22 @@ def test_a_number_of_a_newer_cluster_is_unspecified(
 
 
 @pytest.mark.parametrize(("ours", "wires", "left_out"), MESSAGES)
-def test_dataclasses_have_every_field_of_their_message(
+def test_values_have_every_field_of_their_message(
     ours: type[Any], wires: type[Message], left_out: set[str]
 ) -> None:
     names = {RENAMED.get(field.name, field.name) for field in wires.DESCRIPTOR.fields}
-    assert names - left_out <= {field.name for field in fields(ours)}
+    is_struct = issubclass(ours, Struct)
+    mine = {field.name for field in (structs.fields(ours) if is_struct else fields(ours))}
+    assert names - left_out <= mine
 
 
 @pytest.mark.parametrize("ours", [ours for ours, _, _ in MESSAGES])
 def test_values_are_frozen_and_small(ours: type[Any]) -> None:
-    assert ours.__dataclass_params__.frozen
-    assert "__slots__" in vars(ours)
+    if issubclass(ours, Struct):
+        assert ours.__struct_config__.frozen
+    else:
+        assert ours.__dataclass_params__.frozen
+        assert "__slots__" in vars(ours)
 
 
 def test_everything_public_is_listed() -> None:
