@@ -1,8 +1,10 @@
 """Bar 6: both questions, and small batches, while transfers run at half of what the node can do.
 
 Everything is asked on a schedule and timed from when it was due, so a stall counts for all that it
-held up. Half of the questions are about one account with a month of history, imported before, the
-others about accounts at random. A checkpoint is taken to run while its child process works.
+held up. Each is due at a random moment of its period: with one beat for all, both questions and a
+batch would always come in the same instant, and wait for each other and for nothing else. Half of
+the questions are about one account with a month of history, imported before, the others about
+accounts at random. A checkpoint is taken to run while its child process works.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 from doubloon import AccountKind, AccountSpec, Transfer
 from scripts.bench.cases.case import Case, Plan, at_most
@@ -38,7 +41,7 @@ ALONE = 1_000  # questions of a kind about it, while nothing else goes on
 HERO = 1_000_000_007  # its account's number, far from the others'
 PARTNERS = 1_000
 MONTH_US = 30 * 24 * 3_600 * 1_000_000
-LOAD_IN_FLIGHT = 4
+IN_FLIGHT = 4  # calls of a kind at once
 WATCH_S = 0.05
 BEHIND_MAX_S = 10.0
 """A schedule that falls further behind asks no more: the machine cannot do half of its best."""
@@ -74,16 +77,16 @@ class CheckpointWatch:
 
 
 async def _scheduled(
-    ask: Callable[[], Awaitable[object]], per_s: float, until_s: float, in_flight: int
+    ask: Callable[[], Awaitable[object]], per_s: float, until_s: float, random: Random
 ) -> Times:
-    """Ask on a schedule until then; at most so many at once."""
+    """Ask on a schedule until then, each at a random moment of its period."""
     times: Times = []
     start_s = time.perf_counter()
     places = itertools.count()
 
     async def asker() -> None:
         for place in places:
-            due_s = start_s + place / per_s
+            due_s = start_s + (place + random.random()) / per_s
             now_s = time.perf_counter()
             if due_s > until_s or now_s > until_s + BEHIND_MAX_S:
                 return
@@ -92,7 +95,7 @@ async def _scheduled(
             times.append((due_s, time.perf_counter() - due_s))
 
     async with asyncio.TaskGroup() as askers:
-        for _ in range(in_flight):
+        for _ in range(IN_FLIGHT):
             askers.create_task(asker())
     return times
 
@@ -142,10 +145,10 @@ async def _alone(rig: Rig, plan: Plan) -> list[Figure]:
 
 async def _full_speed(rig: Rig, plan: Plan, draw: Draw) -> float:
     """Return the most transfers a second that the node makes of such batches."""
-    count = plan.scaled(FULL_SPEED_TRANSFERS, LOAD_BATCH, LOAD_IN_FLIGHT)
+    count = plan.scaled(FULL_SPEED_TRANSFERS, LOAD_BATCH, IN_FLIGHT)
     requests = packed_requests(bodies(draw, count, "uuid7", rig.currency), LOAD_BATCH)
     with progress(plan.console, "questions: full speed", count) as advance:
-        timeline = await drive(requests, rig.shards[1].execute, LOAD_IN_FLIGHT, advance)
+        timeline = await drive(requests, rig.shards[1].execute, IN_FLIGHT, advance)
     return timeline.transfers / timeline.seconds
 
 
@@ -159,7 +162,7 @@ class _Asked:
     load: Times
 
 
-async def _ask_all(rig: Rig, draw: Draw, per_s: float, seconds: float) -> _Asked:
+async def _ask_all(rig: Rig, draw: Draw, per_s: float, seconds: float, seed: int) -> _Asked:
     """Run the load and every question side by side."""
     count = int(per_s * seconds * 1.1 / LOAD_BATCH + 1) * LOAD_BATCH
     requests = iter(packed_requests(bodies(draw, count, "uuid7", rig.currency), LOAD_BATCH))
@@ -171,23 +174,19 @@ async def _ask_all(rig: Rig, draw: Draw, per_s: float, seconds: float) -> _Asked
     )
     until_s = time.perf_counter() + seconds
     async with asyncio.TaskGroup() as group:
-        flows = group.create_task(
-            _scheduled(lambda: rig.wallet.flows(next(whom)), QUERIES_PER_S, until_s, 4)
+
+        def schedule(
+            name: str, ask: Callable[[], Awaitable[object]], often_per_s: float
+        ) -> asyncio.Task[Times]:
+            moments = Random(f"{seed} {name}")
+            return group.create_task(_scheduled(ask, often_per_s, until_s, moments))
+
+        flows = schedule("flows", lambda: rig.wallet.flows(next(whom)), QUERIES_PER_S)
+        series = schedule(
+            "series", lambda: rig.wallet.balance_series(next(whom), CURRENCY), QUERIES_PER_S
         )
-        series = group.create_task(
-            _scheduled(
-                lambda: rig.wallet.balance_series(next(whom), CURRENCY), QUERIES_PER_S, until_s, 4
-            )
-        )
-        small_task = group.create_task(
-            _scheduled(lambda: send_batch(rig, next(smalls)), SMALL_BATCHES_PER_S, until_s, 4)
-        )
-        load = group.create_task(
-            _scheduled(
-                lambda: rig.shards[1].execute(next(requests)), per_s / LOAD_BATCH, until_s,
-                LOAD_IN_FLIGHT,
-            )
-        )  # fmt: skip
+        small_task = schedule("small", lambda: send_batch(rig, next(smalls)), SMALL_BATCHES_PER_S)
+        load = schedule("load", lambda: rig.shards[1].execute(next(requests)), per_s / LOAD_BATCH)
     return _Asked(flows.result(), series.result(), small_task.result(), load.result())
 
 
@@ -203,7 +202,7 @@ async def _run(plan: Plan) -> Outcome:
         watching = asyncio.create_task(watch.watch())
         with progress(plan.console, f"questions at {per_s:,.0f} transfers/s", 1) as advance:
             async with rig.measured() as section:
-                asked = await _ask_all(rig, draw, per_s, seconds)
+                asked = await _ask_all(rig, draw, per_s, seconds, plan.seed)
             advance(1)
         watching.cancel()
     assert section.usage is not None, "the section has ended"
