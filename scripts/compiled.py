@@ -42,6 +42,7 @@ MODULES: Final = (
     "shard_node/clearing.py",
     "shard_node/ended.py",
     "shard_node/groups.py",
+    "shard_node/hours.py",
     "shard_node/key_table.py",
     "shard_node/ledger.py",
     "shard_node/legs.py",
@@ -52,6 +53,7 @@ MODULES: Final = (
     "shard_node/recorded.py",
     "shard_node/records.py",
     "shard_node/replaying.py",
+    "shard_node/rows.py",
     "shard_node/transactions.py",
     "shard_node/unpacking.py",
 )

@@ -10,6 +10,7 @@ from cluster.faults import Fault
 from cluster.refusals import RefusalReason, retry_class
 from doubloon.v1 import admin_service_pb2, types_pb2, wallet_service_pb2
 from shard_node.books import BALANCE_MAX_MINOR
+from shard_node.hours import SumTooLargeError, pack_points
 from shard_node.ledger import OpenStatus
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from shard_node import queries
     from shard_node.audit import Books
     from shard_node.books import Account
+    from shard_node.hours import Hour
     from shard_node.records import TransferRecord
 
 _OPENED: Final = wallet_service_pb2.OPEN_ACCOUNT_STATUS_OPENED
@@ -73,21 +75,16 @@ def flows(code: str, start: queries.Totals, end: queries.Totals) -> wallet_servi
 
 
 def series(
-    to_us: int, opening_minor: int, hours: list[queries.Hour]
+    to_us: int, opening_minor: int, hours: list[Hour]
 ) -> wallet_service_pb2.GetBalanceSeriesResponse:
     """The hourly series."""
     response = wallet_service_pb2.GetBalanceSeriesResponse(
         to_us=to_us, opening_balance_minor=opening_minor
     )
-    add = response.hours.add  # half as dear as to build a message and copy it in
-    for start_us, balance_minor, incoming, outgoing in hours:
-        point = add()
-        point.hour_start_us = start_us
-        point.balance_minor = balance_minor
-        if incoming:
-            point.incoming_minor = _fits(incoming, "incoming_minor")
-        if outgoing:
-            point.outgoing_minor = _fits(outgoing, "outgoing_minor")
+    try:
+        response.MergeFromString(pack_points(hours))
+    except SumTooLargeError as error:
+        raise _too_large(error.amount_minor, error.field) from error
     return response
 
 
@@ -187,9 +184,13 @@ def conservation(
 def _fits(amount_minor: int, field: str) -> int:
     """A sum may pass what its field can hold; then no answer is better than a wrong one."""
     if amount_minor > BALANCE_MAX_MINOR:
-        raise Fault(
-            grpc.StatusCode.OUT_OF_RANGE,
-            f"{field} would be {amount_minor}, more than 2^63 − 1: ask for a shorter window",
-            field,
-        )
+        raise _too_large(amount_minor, field)
     return amount_minor
+
+
+def _too_large(amount_minor: int, field: str) -> Fault:
+    return Fault(
+        grpc.StatusCode.OUT_OF_RANGE,
+        f"{field} would be {amount_minor}, more than 2^63 − 1: ask for a shorter window",
+        field,
+    )

@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-from librt.strings import BytesWriter, write_i64_be, write_i64_le
+from librt.strings import BytesWriter, read_i64_le, write_i64_be, write_i64_le
 from mypy_extensions import i64, mypyc_attr
 
 from shard_node.damage import unreadable_row
@@ -37,8 +37,9 @@ PERIOD_OWNER_BYTES: Final = 10
 BALANCE_KEY: Final = struct.Struct(">QH")
 _BALANCE_START_BYTES: Final = PERIOD_KEY.size - PERIOD_OWNER_BYTES
 _PERIOD_ROW: Final = struct.Struct("<13QqH")
+PERIOD_ROW_BYTES: Final = _PERIOD_ROW.size
+"""Of a period's row, without its checksum."""
 _PERIOD_START: Final = struct.Struct(">10xQ")
-_PERIOD_SUMS: Final = struct.Struct("<4Q16x4Q")
 _LOW_64: Final = 2**64 - 1
 _NO_CURRENCY: Final = -1
 
@@ -462,18 +463,25 @@ def period_start_us(key: bytes) -> int:
     return start_us
 
 
+def sums_before(value: bytes) -> tuple[int, int]:
+    """The lifetime sums, incoming and outgoing, before a period, from its row, which is whole."""
+    return _read_wide(value, 0), _read_wide(value, 16)
+
+
 def sums_after(value: bytes) -> tuple[int, int]:
-    """The lifetime sums, incoming and outgoing, at a period's end. Raises: struct.error."""
-    (
-        incoming_before, in_before_high, outgoing_before, out_before_high,
-        incoming, incoming_high, outgoing, outgoing_high,
-    ) = _PERIOD_SUMS.unpack_from(value)  # fmt: skip
-    incoming += incoming_before
-    outgoing += outgoing_before
-    if in_before_high or incoming_high or out_before_high or outgoing_high:
-        incoming += in_before_high + incoming_high << 64
-        outgoing += out_before_high + outgoing_high << 64
-    return incoming, outgoing
+    """The lifetime sums, incoming and outgoing, at a period's end, from its row, which is whole."""
+    return (
+        _read_wide(value, 0) + _read_wide(value, 48),
+        _read_wide(value, 16) + _read_wide(value, 64),
+    )
+
+
+def _read_wide(row: bytes, at: i64) -> int:
+    """A sum as `_write_wide` has written it."""
+    low, high = read_i64_le(row, at), read_i64_le(row, at + 8)
+    if low >= 0 and high == 0:
+        return int(low)
+    return int(low) & _LOW_64 | (int(high) & _LOW_64) << 64
 
 
 def _hour_end_us(time_us: int) -> int:

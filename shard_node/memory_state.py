@@ -24,9 +24,10 @@ from shard_node.rows import keys_in_log, read_key_row
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from shard_node.hours import HourEnd
     from shard_node.log import Log
     from shard_node.memory import Rows
-    from shard_node.state import Change, Checkpoint, HourEnd, Row, StateReader
+    from shard_node.state import Change, Checkpoint, Row, StateReader
 
 
 class MemoryState:

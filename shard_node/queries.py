@@ -17,11 +17,12 @@ import struct
 from bisect import bisect_left
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from cluster.packed import BODY_BYTES, MEMBER_BODY
 from shard_node.books import HOUR_US
 from shard_node.errors import BadRequestError
+from shard_node.hours import hours_between
 from shard_node.records import (
     LEG,
     RecordKind,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shard_node.books import Account, Period
+    from shard_node.hours import Hour, Sums
     from shard_node.ledger import Ledger
     from shard_node.store import Store
 
@@ -100,15 +102,6 @@ class Leg:
     group_size: int = 0
 
 
-class Hour(NamedTuple):
-    """One hour of a series; amounts in minor units."""
-
-    start_us: int
-    balance_minor: int
-    incoming: int
-    outgoing: int
-
-
 class AccountHistory:
     """An account's entries in one currency, for one turn of the event loop."""
 
@@ -151,20 +144,10 @@ class AccountHistory:
     def series(self, first_hour_us: int, to_us: int) -> tuple[int, list[Hour]]:
         """The opening balance, and each hour from `first_hour_us` to the one `to_us` is in."""
         before = self.totals_at(first_hour_us - 1).sums
-        opening_minor = minor = before[0] - before[1]
+        last_hour_us = to_us - to_us % HOUR_US
         ends = self._hour_ends(first_hour_us, to_us)
-        ends[to_us - to_us % HOUR_US] = self.totals_at(to_us).sums
-        hours = []
-        for start_us in range(first_hour_us, to_us + 1, HOUR_US):
-            end = ends.get(start_us)
-            if end is None:  # a silent hour: most of most accounts' are
-                hours.append(Hour(start_us, minor, 0, 0))
-                continue
-            incoming, outgoing = end
-            minor = incoming - outgoing
-            hours.append(Hour(start_us, minor, incoming - before[0], outgoing - before[1]))
-            before = end
-        return opening_minor, hours
+        ends[last_hour_us] = self.totals_at(to_us).sums
+        return before[0] - before[1], hours_between(first_hour_us, last_hour_us, before, ends)
 
     def back_from(self, sequence: int) -> Iterator[Leg]:
         """The entry of this record, and those before it, latest first, to the very first."""
@@ -224,7 +207,7 @@ class AccountHistory:
         """The first period that memory has: from there on it has all."""
         return self._closed[0] if self._closed else self._current
 
-    def _hour_ends(self, first_hour_us: int, to_us: int) -> dict[int, tuple[int, int]]:
+    def _hour_ends(self, first_hour_us: int, to_us: int) -> dict[int, Sums]:
         """The lifetime sums at the end of every hour with an entry, by the hour's start.
 
         An hour's end is the last period that starts in it, so a month costs at most 720 rows.
@@ -373,5 +356,5 @@ def _read_token(request: StatementRequest) -> tuple[int, int] | None:
     return time_us, sequence
 
 
-def _sums_after(period: Period) -> tuple[int, int]:
+def _sums_after(period: Period) -> Sums:
     return period.incoming_before + period.incoming, period.outgoing_before + period.outgoing

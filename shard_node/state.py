@@ -35,18 +35,16 @@ import lmdb
 
 from shard_node.books import (
     ACCOUNT_KEY,
-    HOUR_US,
+    BALANCE_KEY,
     PERIOD_KEY,
-    PERIOD_OWNER_BYTES,
     Account,
     Period,
-    period_start_us,
     read_account_row,
     read_balance_row,
     read_period_row,
-    sums_after,
 )
 from shard_node.damage import DamagedStateError
+from shard_node.hours import read_hour_ends
 from shard_node.log import drop_from_page_cache, missing_bytes
 from shard_node.records import HASH_BYTES
 from shard_node.rows import keys_in_log, open_row, read_key_row, seal_row
@@ -56,6 +54,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from shard_node.hours import HourEnd
     from shard_node.log import Log
     from shard_node.memory import Rows
     from shard_node.records import LogIdentity
@@ -64,9 +63,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Row = tuple[bytes, bytes]
-
-HourEnd = tuple[int, tuple[int, int]]
-"""An hour's start, and the lifetime sums, incoming and outgoing, after its last period."""
 
 Change = tuple[bytes, bytes | None]
 """A row to be written, or (None) deleted."""
@@ -315,22 +311,8 @@ class LmdbState:
     @_tells_damage
     def hour_ends(self, account_id: int, currency: int, from_us: int, to_us: int) -> list[HourEnd]:
         """See `StateReader`. One seek for each hour, however busy it is; none for silent ones."""
-        cursor = self._cursor("periods")
-        whose = PERIOD_KEY.pack(account_id, currency, 0, 0)[:PERIOD_OWNER_BYTES]
-        found: list[HourEnd] = []
-        more = cursor.set_range(PERIOD_KEY.pack(account_id, currency, from_us, 0))
-        key = cursor.key() if more else b""
-        while more and key.startswith(whose) and (start_us := period_start_us(key)) < to_us:
-            # To the hour's end, where the next busy hour begins, and one row back.
-            hour_us = start_us - start_us % HOUR_US
-            end_us = min(hour_us + HOUR_US, to_us)
-            more = cursor.set_range(PERIOD_KEY.pack(account_id, currency, end_us, 0))
-            key = cursor.key() if more else b""
-            last = cursor.prev() if more else cursor.last()
-            assert last, "it is at or behind the row just seen"
-            row = cursor.item()
-            found.append((hour_us, sums_after(open_row(*row))))
-        return found
+        owner = BALANCE_KEY.pack(account_id, currency)
+        return read_hour_ends(self._cursor("periods"), owner, from_us, to_us)
 
     @_tells_damage
     def account_ids(self, after: int, count: int) -> list[int]:

@@ -287,8 +287,8 @@ NEAR = [(4, 2), (5, 1), (5, 3), (6, 2), (5, 65_535)]
 
 
 def starting(start: tuple[int, int]) -> Period:
-    """A period of account 5: no other has the same sums."""
-    return period(*start, before=start[1])
+    """A period of account 5: the sums before it are those after the one before."""
+    return period(*start, before=STARTS.index(start))
 
 
 @pytest.fixture
@@ -326,9 +326,9 @@ def test_periods_at_every_edge(with_periods: Site, time_us: int, sequence: int) 
 def test_the_ends_of_hours_from_every_edge_to_every_edge(with_periods: Site, from_us: int) -> None:
     for to_us, _ in EDGES:
         expected: dict[int, tuple[int, int]] = {}
-        for start_us, first_sequence in STARTS:
+        for index, (start_us, _) in enumerate(STARTS):
             if from_us <= start_us < to_us:
-                expected[start_us - start_us % HOUR_US] = first_sequence + 1, 0
+                expected[start_us - start_us % HOUR_US] = index + 1, 0
         found = with_periods.state.hour_ends(5, 2, from_us, to_us)
         assert found == list(expected.items()), (from_us, to_us)
     assert with_periods.state.hour_ends(3, 2, from_us, 2**63 - 1) == []

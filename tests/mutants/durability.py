@@ -219,13 +219,13 @@ BELIEVED: Final = (
         found_by("contract/test_state.py::test_a_row_in_anothers_place_is_found"),
         Edit(
             ROWS,
-            "    return body + _CRC.pack(zlib.crc32(body, zlib.crc32(key)))\n",
-            "    return body + _CRC.pack(zlib.crc32(body))\n",
+            "    return body + _CRC.pack(crc32(key + body))\n",
+            "    return body + _CRC.pack(crc32(body))\n",
         ),
         Edit(
             ROWS,
-            "    if crc != _CRC.pack(zlib.crc32(body, zlib.crc32(key))):\n",
-            "    if crc != _CRC.pack(zlib.crc32(body)):\n",
+            "    if len(value) < _CRC_BYTES or crc32(key + value) != _SEALED:\n",
+            "    if len(value) < _CRC_BYTES or crc32(value) != _SEALED:\n",
         ),
     ),
     planted(

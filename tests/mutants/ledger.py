@@ -9,6 +9,7 @@ from tests.mutants.mutant import Edit, Promise, found_by, planted
 LEDGER: Final = "shard_node/ledger.py"
 BOOKS: Final = "shard_node/books.py"
 LEGS: Final = "shard_node/legs.py"
+HOURS: Final = "shard_node/hours.py"
 QUERIES: Final = "shard_node/queries.py"
 SERVICE: Final = "shard_node/service.py"
 
@@ -303,9 +304,9 @@ SUMS: Final = (
         Promise.AGGREGATES,
         found_by("unit/test_queries.py::test_a_series_is_a_fold_of_each_hour"),
         Edit(
-            QUERIES,
-            "                hours.append(Hour(start_us, minor, 0, 0))\n",
-            "                hours.append(Hour(start_us, opening_minor, 0, 0))\n",
+            HOURS,
+            "            hours.append(Hour(start_us, minor, 0, 0))\n",
+            "            hours.append(Hour(start_us, before[0] - before[1], 0, 0))\n",
         ),
     ),
     planted(
@@ -314,8 +315,8 @@ SUMS: Final = (
         found_by("unit/test_queries.py::test_a_series_is_a_fold_of_each_hour"),
         Edit(
             QUERIES,
-            "        ends[to_us - to_us % HOUR_US] = self.totals_at(to_us).sums\n",
-            "        ends.setdefault(to_us - to_us % HOUR_US, self.totals_at(to_us).sums)\n",
+            "        ends[last_hour_us] = self.totals_at(to_us).sums\n",
+            "        ends.setdefault(last_hour_us, self.totals_at(to_us).sums)\n",
         ),
     ),
     planted(

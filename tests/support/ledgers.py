@@ -14,6 +14,7 @@ from cluster.clock import HybridClock, ManualClock
 from shard_node.batch import Batch
 from shard_node.books import Account, Period
 from shard_node.checkpointer import LocalStateWriter
+from shard_node.hours import HourEnd
 from shard_node.ledger import OpenStatus, StatusChange
 from shard_node.limits import Limits
 from shard_node.log import Log, MemoryLog
@@ -22,7 +23,7 @@ from shard_node.memory_state import MemoryState
 from shard_node.queries import AccountHistory
 from shard_node.records import LogIdentity, cluster_id_of
 from shard_node.startup import checkpoint_now, recover
-from shard_node.state import TABLES, Checkpoint, HourEnd, StateReader
+from shard_node.state import TABLES, Checkpoint, StateReader
 from shard_node.store import Store
 from tests.support.naive_ledger import PLAYER, SYSTEM, Ask, Result
 

@@ -54,6 +54,7 @@ PURE_CORES = {
     "shard_node.damage",
     "shard_node.ended",
     "shard_node.groups",
+    "shard_node.hours",
     "shard_node.key_table",
     "shard_node.ledger",
     "shard_node.legs",

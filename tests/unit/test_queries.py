@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 
 from shard_node.books import PERIOD_ENTRIES_MAX
+from shard_node.hours import Hour
 from shard_node.queries import (
-    Hour,
     StatementRequest,
     Totals,
     statement,
@@ -111,8 +111,11 @@ def test_imports_are_counted_at_the_time_they_were_posted_at(world: World) -> No
 
 
 def assert_series(hours: list[Hour], expected: list[tuple[int, int, int, int]]) -> None:
-    shown = [(each.start_us, each.balance_minor, each.incoming, each.outgoing) for each in hours]
-    assert shown == expected
+    assert shown(hours) == expected
+
+
+def shown(hours: list[Hour]) -> list[tuple[int, int, int, int]]:
+    return [(each.start_us, each.balance_minor, each.incoming, each.outgoing) for each in hours]
 
 
 def test_a_series_is_a_fold_of_each_hour(world: World) -> None:
@@ -163,27 +166,28 @@ def test_closed_hours_never_change(world: World) -> None:
     first_us = closed_us + 1 - 30 * HOUR_US
     chosen = [each for each in instants(world, world.entries(HOT), 10) if each <= closed_us]
 
-    def shown() -> list[object]:
+    def told() -> list[object]:
         answers: list[object] = []
         for account_id in PLAYERS:
             for currency in (1, 2):
                 history = rig.history(account_id, currency)
-                answers.append(history.series(first_us, closed_us))
+                opening, hours = history.series(first_us, closed_us)
+                answers += [opening, shown(hours)]
                 answers.append([history.totals_at(each) for each in chosen])
         return answers
 
-    before = shown()
+    before = told()
     for step in (rig.finish_checkpoint, rig.seal, rig.sync, rig.crash, rig.checkpoint):
         world.live(3)
-        assert shown() == before
+        assert told() == before
         if step == rig.crash:
             rig.seal()
             rig.sync()
         step()
-        assert shown() == before
+        assert told() == before
     world.live(30)
     rig.checkpoint()
-    assert shown() == before
+    assert told() == before
 
 
 # --- a hot account ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from doubloon.v1 import wallet_service_pb2 as wallet
 from shard_node import errors, faults
 from shard_node.books import HOUR_US
 from shard_node.limits import Limits
+from shard_node.service import SERIES_HOURS_MAX
 from tests.support.engines import FLOOR_MINOR, SHARD, START_US, body, results_of, settle
 from tests.support.shard_nodes import MemoryContext
 from tests.support.shard_service import TARGET, change_status, execute, open_accounts, served
@@ -229,6 +230,24 @@ async def test_balances_flows_and_series() -> None:
             "GetBalanceSeries", wallet.GetBalanceSeriesRequest(account_id=9, currency="GOLD")
         )
         assert len(month.hours) == 720
+
+
+async def test_a_series_of_many_turns_is_one_series() -> None:
+    """It is read a slice at a time; here something is posted in the first and in the last."""
+    then_us = START_US - START_US % HOUR_US - SERIES_HOURS_MAX * HOUR_US + 2 * HOUR_US
+    async with served() as it:
+        await it.call("ExecuteTransfers", execute(body(1, 1, 2, 30, import_us=then_us - 1)))
+        await it.call("ExecuteTransfers", execute(body(2, 1, 2, 5, import_us=then_us + HOUR_US)))
+        await it.call("ExecuteTransfers", execute(body(3, 1, 2, 7)))
+        request = wallet.GetBalanceSeriesRequest(account_id=2, currency="GOLD", from_us=then_us)
+        for _ in range(2):
+            series = await it.call("GetBalanceSeries", request)
+            starts = [point.hour_start_us for point in series.hours]
+            assert starts == [then_us + hour * HOUR_US for hour in range(SERIES_HOURS_MAX - 1)]
+            assert series.opening_balance_minor == 30
+            shown = [(point.balance_minor, point.incoming_minor) for point in series.hours]
+            assert shown == [(30, 0), (35, 5), *[(35, 0)] * (len(starts) - 3), (42, 7)]
+            await it.node.engine.checkpoint()
 
 
 async def test_a_window_that_begins_before_time_did() -> None:
