@@ -10,7 +10,7 @@ import structlog
 from shard_node.state import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from shard_node.checkpointer import StateWriter
     from shard_node.committer import Committer
@@ -39,6 +39,7 @@ class Checkpoints:
         seal: ends the open block: a checkpoint stands between blocks.
         on_committed: called after each, before and after memory lets go of what it holds.
         on_fatal: must end the process: after an error of the writer nobody knows what is durable.
+        give_way: awaited between slices; see `Pace`.
 
     Attributes:
         due: set when one shall be taken.
@@ -55,6 +56,7 @@ class Checkpoints:
         seal: Callable[[], None],
         on_committed: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
+        give_way: Callable[[], Awaitable[None]],
     ) -> None:
         self.due = asyncio.Event()
         self.draft_rows = 0
@@ -66,6 +68,7 @@ class Checkpoints:
         self._seal = seal
         self._on_committed = on_committed
         self._on_fatal = on_fatal
+        self._give_way = give_way
         self._one_at_a_time = asyncio.Lock()
         self._under_way: set[asyncio.Task[None]] = set()  # so that none is collected half done
 
@@ -101,17 +104,17 @@ class Checkpoints:
             self.draft_rows = 0
             memory.end_checkpoint()
             self._on_committed()
-            while not memory.release(SLICE_RELEASED):  # noqa: ASYNC110 - work, not a wait
-                await asyncio.sleep(0)
+            while not memory.release(SLICE_RELEASED):
+                await self._give_way()
             self._on_committed()
 
     async def _write(self, draft: Draft) -> None:
         while (rows := draft.take(SLICE_ROWS)) is not None:
             await self._writer.put(rows)
-            await asyncio.sleep(0)
+            await self._give_way()
         while some := draft.take_transactions(SLICE_ROWS):
             await self._writer.put_crossing(some, [])
-            await asyncio.sleep(0)
+            await self._give_way()
         await self._writer.put_crossing([], draft.clearing)
         # Never ahead of the log: the state must not know what a crash could take back.
         await self._committer.durable(draft.sequence)

@@ -39,6 +39,7 @@ from shard_node.errors import (
 )
 from shard_node.instants import Instants
 from shard_node.ledger import StatusChange
+from shard_node.pace import Pace
 from shard_node.recorded import read_outcome, read_recorded
 from shard_node.records import BLOCK_BYTES_MAX
 from shard_node.space import ROWS_PER_RECORD, Owed, Space
@@ -61,8 +62,8 @@ if TYPE_CHECKING:
 
 TURN_TRANSFERS_MAX: Final = 100
 """Transfers decided in one turn of the event loop: half a millisecond, and up to 3 right after a
-checkpoint was begun, when nearly every transfer is the first to touch its accounts. A question
-waits for some ten turns; turns half as long would cost a tenth of the node's rate."""
+checkpoint was begun, when nearly every transfer is the first to touch its accounts. Turns half as
+long would cost a tenth of the node's rate."""
 
 LOAD_COST: Final = 5
 """To load an account takes as long as to decide so many transfers: 30 µs beside a busy process."""
@@ -117,6 +118,7 @@ class Engine:
             limits.disk_free_min_bytes,
             data,
         )
+        self._pace = Pace()
         self._checkpoints = Checkpoints(
             identity,
             ledger,
@@ -126,6 +128,7 @@ class Engine:
             self._seal,
             self._after_checkpoint,
             on_fatal,
+            self._pace.give_way,
         )
         self._instants = Instants(ledger, store, wall, clock, self._seal)
         self._clock = clock
@@ -298,6 +301,7 @@ class Engine:
         Raises:
             BadRequestError: it lies in the future, naming `field`.
         """
+        self._pace.asked()
         return self._instants.settle(instant_us, field)
 
     async def settle_account(self, account_id: int) -> Account:
@@ -417,18 +421,20 @@ class Engine:
     async def _apply(self) -> None:
         while True:
             while not self._queue:
+                self._pace.rest()
                 if self._stopping:
                     return
                 self._work.clear()
                 await self._work.wait()
             while self._must_wait():
                 self._relief.clear()
+                self._pace.rest()
                 await self._relief.wait()
             self._turn()
             rows = self.ledger.memory.rows_not_checkpointed
             if rows >= self.limits.checkpoint_rows or self.space.is_tight(self._owed(0)):
                 self._checkpoints.due.set()
-            await asyncio.sleep(0)
+            await self._pace.after_turn()
 
     def _must_wait(self) -> bool:
         rows_max = CHECKPOINT_BACKLOG * self.limits.checkpoint_rows
