@@ -23,7 +23,9 @@ def test_a_process_is_found_after_its_parent_is_gone() -> None:
     )
     orphan = int(started.stdout)
     try:
-        assert orphan in support.processes_of_run(run)
+        # Not at once: while it turns from a shell into `sleep`, it has no environment to be read.
+        found = support.eventually(lambda: orphan in support.processes_of_run(run), "the orphan")
+        asyncio.run(found)
         assert orphan not in support.processes_of_run(f"not-{run}")
     finally:
         os.kill(orphan, signal.SIGKILL)
