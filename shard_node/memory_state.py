@@ -72,8 +72,9 @@ class MemoryState:
             if key not in self._periods:
                 insort(self._period_keys, key)
             self._periods[key] = value
-        for key, value in keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence):
-            self._keys[key] = read_key_row(value)
+        for of_block in keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence):
+            for key, value in of_block:
+                self._keys[key] = read_key_row(value)
         self.checkpoint = checkpoint
 
     def refresh(self) -> None:

@@ -29,14 +29,14 @@ class HasBlocks(Protocol):
         ...
 
 
-def keys_in_log(log: HasBlocks, first_sequence: int, sequence: int) -> list[tuple[bytes, bytes]]:
-    """The rows of `keys` for the durable records from one to another, in their order."""
-    rows: list[tuple[bytes, bytes]] = []
+def keys_in_log(
+    log: HasBlocks, first_sequence: int, sequence: int
+) -> Iterator[list[tuple[bytes, bytes]]]:
+    """The rows of `keys` for the durable records from one to another, a block's at a time."""
     for block in log.blocks(first_sequence):
         if block.draft.first_sequence > sequence:
             break
-        rows += key_rows(block.draft)
-    return rows
+        yield key_rows(block.draft)
 
 
 def read_key_row(value: bytes) -> int:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from shard_node.records import LogIdentity
 from shard_node.rows import open_row, seal_row
 from shard_node.state import (
     CHECKPOINT_KEY,
+    CLOSE_KEYS_MS,
     KEY_RANGE_FACTOR,
     Checkpoint,
     LmdbState,
     Row,
     StateFile,
 )
-from tests.support.blocks import draft_of, epoch_draft
+from tests.support.blocks import draft_of, epoch_draft, written_in
 from tests.support.engines import IDENTITY, SHARD, START_US
 from tests.support.rows import balance_row
 from tests.whole_cluster.disk import DiskState
@@ -255,6 +256,31 @@ def test_keys_are_found_whatever_is_asked(site: Site, rng: random.Random) -> Non
         span = rng.choice((3, 30, ROWS * 2))
         numbers = [rng.randrange(low, low + span) for _ in range(rng.randrange(1, 40))]
         assert found(site, numbers) == {each: each for each in numbers if 1 <= each <= ROWS}
+
+
+def test_keys_are_found_however_their_ids_were_made(site: Site, rng: random.Random) -> None:
+    at_ms = rng.randrange(2**47)
+    kinds: list[Callable[[], int]] = [
+        lambda: (at_ms + rng.randrange(CLOSE_KEYS_MS + 1)) << 80 | rng.getrandbits(80),
+        lambda: rng.getrandbits(128),
+        lambda: (at_ms - rng.randrange(10 * CLOSE_KEYS_MS)) << 80 | rng.getrandbits(80),
+    ]
+    sequence, ids = 1, []
+    for _ in range(12):
+        mix = rng.choice([[each] for each in kinds] + [kinds])
+        mine = [rng.choice(mix)() for _ in range(rng.choice((1, 2, 40)))]
+        draft = draft_of(sequence, [b""] * len(mine))
+        records = b"".join(
+            own.to_bytes(16, "big") + written.record[16:]
+            for own, written in zip(mine, written_in(draft), strict=True)
+        )
+        site.log.append([replace(draft, records=records)])
+        sequence += len(mine)
+        ids += mine
+    checkpoint = Checkpoint.of(IDENTITY, site.log, 1, sequence - 1)
+    site.file.write_checkpoint(site.log, Rows([], [], []), checkpoint)
+    site.state.refresh()
+    assert found(site, ids) == dict(zip(ids, range(1, sequence), strict=True))
 
 
 def test_records_that_are_no_transfers_have_no_key(site: Site) -> None:

@@ -186,9 +186,15 @@ MUTANTS: Final = (
         found_by("contract/test_state.py::test_keys_are_found_near_each_other_and_far_apart"),
         Edit(
             ROWS,
-            "    return rows\n\n\ndef read_key_row",
-            "    return rows[:-1]\n\n\ndef read_key_row",
+            "        yield key_rows(block.draft)\n",
+            "        yield key_rows(block.draft)[:-1]\n",
         ),
+    ),
+    planted(
+        "keys that do not tell their time are not written",
+        Promise.EXACTLY_ONCE,
+        found_by("contract/test_state.py::test_keys_are_found_however_their_ids_were_made"),
+        Edit(STATE, "            scattered += rows\n", "            scattered = rows\n"),
     ),
     planted(
         "keys are numbered without the records between them",
