@@ -28,7 +28,6 @@ import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 import lmdb
@@ -46,6 +45,7 @@ from shard_node.books import (
 from shard_node.damage import DamagedStateError
 from shard_node.hours import read_hour_ends
 from shard_node.log import drop_from_page_cache, missing_bytes
+from shard_node.putting import put_keys, put_sealed
 from shard_node.records import HASH_BYTES
 from shard_node.rows import keys_in_log, open_row, read_key_row, seal_row
 
@@ -74,18 +74,7 @@ KEY_RANGE_FACTOR: Final = 4
 """A batch's keys are looked for by one scan from its lowest key to its highest, given up after so
 many rows for each key; fresh time-ordered ids find an empty range at once."""
 
-CLOSE_KEYS_MS: Final = 60_000
-"""A block's keys lie close together if their ids were made within so long: clients' clocks differ
-by less, and within it the index grows by less than a processor's cache holds."""
-
-PUT_ROWS: Final = 1_000
-"""Rows sealed and put at once: a checkpoint of all accounts, made as one list, would be written to
-memory and read back three times."""
-
 _CHECKPOINT: Final = struct.Struct(f"<2H16s3Qq{HASH_BYTES}s")
-_KEY_OF_ROW: Final = itemgetter(0)
-"""To sort by: two rows are compared as keys, and not as tuples, which takes three times as long."""
-
 CHECKPOINT_KEY: Final = b"checkpoint"
 _FORMAT: Final = 2
 
@@ -430,13 +419,9 @@ class StateFile:
                 (self.periods, rows.periods),
                 (self.clearing, clearing),
             ):
-                ordered = sorted(some, key=_KEY_OF_ROW)
-                cursor = txn.cursor(db=table)
-                for at in range(0, len(ordered), PUT_ROWS):
-                    part = ordered[at : at + PUT_ROWS]
-                    cursor.putmulti([(key, seal_row(key, value)) for key, value in part])
+                put_sealed(txn.cursor(db=table), some)
             keys = keys_in_log(log, checkpoint.first_sequence, checkpoint.sequence)
-            _put_keys(txn.cursor(db=self.keys), keys)
+            put_keys(txn.cursor(db=self.keys), keys)
             txn.put(CHECKPOINT_KEY, checkpoint.pack(), db=self.meta)
 
     def used_bytes(self) -> int:
@@ -448,30 +433,6 @@ class StateFile:
     def close(self) -> None:
         """Gives back files and memory."""
         self.env.close()
-
-
-def _put_keys(cursor: Any, blocks: Iterable[list[Row]]) -> None:
-    """Put the rows of `keys`, given by block.
-
-    Ids that tell their time lie close together, so a block's rows can be put while they are still
-    in the processor's cache: half the time of all rows sorted at once. Ids made otherwise would
-    then go all over the tree with each block, so those are gathered, and sorted once. The first and
-    the last id tell which it is; where they mislead, it takes longer.
-    """
-    scattered: list[Row] = []
-    for rows in blocks:
-        if rows and abs(_time_of_key(rows[-1]) - _time_of_key(rows[0])) <= CLOSE_KEYS_MS:
-            rows.sort(key=_KEY_OF_ROW)
-            cursor.putmulti(rows)
-        else:
-            scattered += rows
-    scattered.sort(key=_KEY_OF_ROW)
-    cursor.putmulti(scattered)
-
-
-def _time_of_key(row: Row) -> int:
-    """The milliseconds in a row's key, if its transfer's id is a UUIDv7 (RFC 9562, 5.7)."""
-    return int.from_bytes(row[0][:6], "big")
 
 
 def _period_of(key: bytes) -> tuple[int, int]:

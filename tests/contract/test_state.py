@@ -13,11 +13,11 @@ from shard_node.damage import DamagedStateError
 from shard_node.log import MemoryLog
 from shard_node.memory import Rows
 from shard_node.memory_state import MemoryState
+from shard_node.putting import CLOSE_KEYS_MS
 from shard_node.records import LogIdentity
 from shard_node.rows import open_row, seal_row
 from shard_node.state import (
     CHECKPOINT_KEY,
-    CLOSE_KEYS_MS,
     KEY_RANGE_FACTOR,
     Checkpoint,
     LmdbState,

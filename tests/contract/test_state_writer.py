@@ -12,6 +12,7 @@ import pytest
 
 from shard_node.books import Account, account_row
 from shard_node.checkpointer import (
+    CHILD_NICENESS,
     CheckpointFailedError,
     ChildStateWriter,
     LocalStateWriter,
@@ -53,6 +54,12 @@ class Site:
 def rows(*account_ids: int) -> Rows:
     accounts = [account_row(Account(each, 1, 1, 0, 100, START_US)) for each in account_ids]
     return Rows(accounts, [], [])
+
+
+def session_niceness(pid: int) -> int | None:
+    """As sched(7) tells of autogroups; None where the kernel has none."""
+    told = Path(f"/proc/{pid}/autogroup")
+    return int(told.read_text(encoding="ascii").split()[-1]) if told.exists() else None
 
 
 @asynccontextmanager
@@ -183,6 +190,19 @@ async def test_the_child_outlives_signals_meant_for_the_node(tmp_path: Path) -> 
         await it.writer.commit(checkpoint)
         it.state.refresh()
         assert it.state.checkpoint == checkpoint
+
+
+async def test_the_child_goes_after_others(tmp_path: Path) -> None:
+    async with site("child", tmp_path) as it:
+        it.append()
+        await it.writer.commit(it.checkpoint())  # it has begun to work by now
+        assert isinstance(it.writer, ChildStateWriter)
+        child = it.writer._process.pid
+        assert os.getpriority(os.PRIO_PROCESS, child) == min(
+            19, os.getpriority(os.PRIO_PROCESS, 0) + CHILD_NICENESS
+        )
+        assert os.getsid(child) == child, "the kernel shares its cores among sessions"
+        assert session_niceness(child) in {CHILD_NICENESS, None}
 
 
 async def test_the_child_holds_the_folder_for_as_long_as_it_lives(tmp_path: Path) -> None:

@@ -194,7 +194,11 @@ MUTANTS: Final = (
         "keys that do not tell their time are not written",
         Promise.EXACTLY_ONCE,
         found_by("contract/test_state.py::test_keys_are_found_however_their_ids_were_made"),
-        Edit(STATE, "            scattered += rows\n", "            scattered = rows\n"),
+        Edit(
+            "shard_node/putting.py",
+            "            scattered += rows\n",
+            "            scattered = rows\n",
+        ),
     ),
     planted(
         "keys are numbered without the records between them",
