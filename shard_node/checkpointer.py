@@ -276,7 +276,7 @@ def _go_after_others() -> None:
     for _ in range(SESSION_NICENESS_ATTEMPTS):
         try:
             SESSION_NICENESS.write_text(str(CHILD_NICENESS), encoding="ascii")
-        except FileNotFoundError:
+        except FileNotFoundError:  # no autogroups: the niceness above says it all
             return
         except OSError as error:
             problem = error
